@@ -1,0 +1,128 @@
+"""Every task a person or CI runs: `nox --list` names them, `nox -s NAME -- ARGUMENTS` runs one."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "typecheck", "tests"]
+
+ROOT = Path(__file__).resolve().parent
+CONSTRAINTS = ROOT / "constraints.txt"
+DIST = ROOT / "dist"
+CORE = ROOT / "packages" / "torchopt-core"
+PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
+DEMO_REQUIREMENTS = ["matplotlib", "scikit-learn", "tqdm"]
+TEST_REQUIREMENTS = ["hypothesis", "pytest", "pytest-cov", "sybil", *DEMO_REQUIREMENTS]
+
+
+def fingerprint(requirements: tuple[str | Path, ...]) -> str:
+    """Hash everything that decides what an installation holds, package sources included."""
+    digest = hashlib.sha256(CONSTRAINTS.read_bytes())
+    for requirement in requirements:
+        digest.update(f"{requirement}\n".encode())
+        if isinstance(requirement, Path):
+            for file in sorted(requirement.rglob("*")):
+                if file.is_file() and "__pycache__" not in file.parts:
+                    digest.update(f"{file}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def install(session: nox.Session, *requirements: str | Path) -> None:
+    """Install requirements and package folders, unless the environment already holds just these.
+
+    Package folders are built into wheels, so that a session meets what a user would install; an
+    edited source changes the fingerprint and is installed anew.
+    """
+    session.env["PIP_BUILD_CONSTRAINT"] = str(CONSTRAINTS)
+    stamp = Path(session.virtualenv.location) / "fingerprint.txt"
+    wanted = fingerprint(requirements)
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    stamp.unlink(missing_ok=True)
+    pip = ["python", "-m", "pip", "install", "--quiet", "--constraint", CONSTRAINTS]
+    if session.run_install(*pip, *requirements):
+        stamp.write_text(wanted)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Meta-train on handwritten digits and classify digits never seen in training."""
+    install(session, CORE, *DEMO_REQUIREMENTS)
+    session.run("python", "examples/few_shot_digits.py", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests against the installed packages."""
+    install(session, *PACKAGES, *TEST_REQUIREMENTS)
+    arguments = [
+        str(ROOT / argument) if (ROOT / argument.split("::")[0]).exists() else argument
+        for argument in session.posargs
+    ]
+    if arguments == session.posargs:  # no path among them
+        arguments.insert(0, str(ROOT / "tests"))
+    session.env["COVERAGE_RCFILE"] = str(ROOT / "pyproject.toml")  # for `-- --cov`
+    session.chdir(session.create_tmp())  # nothing of the source tree is importable from here
+    session.run("pytest", *arguments)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting with ruff."""
+    install(session, "ruff")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def typecheck(session: nox.Session) -> None:
+    """Check the annotations of every package with mypy --strict."""
+    projects = [nox.project.load_toml(package / "pyproject.toml") for package in PACKAGES]
+    dependencies = {name for project in projects for name in project["project"]["dependencies"]}
+    third_party = sorted(name for name in dependencies if not name.startswith("torchopt-"))
+    install(session, "mypy", *third_party)
+    session.run("mypy", "--strict", *(str(package / "src") for package in PACKAGES))
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the sdist and the wheel of every package into dist/ and check their metadata."""
+    install(session, "build", "twine")
+    session.env["PIP_CONSTRAINT"] = str(CONSTRAINTS)
+    shutil.rmtree(DIST, ignore_errors=True)
+    for package in PACKAGES:
+        session.run("python", "-m", "build", "--outdir", str(DIST), str(package))
+    session.run("twine", "check", "--strict", *map(str, sorted(DIST.iterdir())))
+
+
+@nox.session(requires=["build"], reuse_venv=False)
+@nox.parametrize("package", [nox.param(package.name, id=package.name) for package in PACKAGES])
+def smoke(session: nox.Session, package: str) -> None:
+    """Try the built wheels in a fresh environment: core alone, and each extension with core."""
+    names = sorted({CORE.name, package})
+    wheels = [next(DIST.glob(f"{name.replace('-', '_')}-*.whl")) for name in names]
+    install(session, *map(str, wheels))
+    session.chdir(session.create_tmp())
+    session.run("python", "-I", str(ROOT / "tests" / "smoke" / "check.py"), *names)
+
+
+@nox.session
+def peer(session: nox.Session) -> None:
+    """Install the published predecessor, which shares our import name, for `bench`."""
+    install(session, "--only-binary=torchopt", "torchopt==0.7.3")
+
+
+@nox.session(requires=["peer"])
+def bench(session: nox.Session) -> None:
+    """Measure speed and memory side by side with torch.optim and the predecessor."""
+    install(session, CORE)
+    ours = Path(session.bin)
+    session.env["TORCHOPT_PEER_PYTHON"] = str(ours.parent.with_name("peer") / ours.name / "python")
+    session.run("python", "benchmarks/run.py", *session.posargs)

@@ -1,0 +1,241 @@
+"""Elementwise arithmetic on lists of leaves.
+
+Every update rule is written once in terms of these operations. Two things vary underneath, and
+neither is visible to the rule:
+
+- *memory*: :class:`Functional` returns new tensors and is differentiable to any order;
+  :class:`InPlace` overwrites its first operand, for ordinary training;
+- *primitives*: :data:`FOREACH` runs a whole list in one call of ``torch._foreach_*``;
+  :data:`LOOP` runs leaf by leaf, for ``torch.func`` transforms, which have no batching rule for
+  the former.
+
+A second operand is a Python number, a 0-dim tensor (a learned hyperparameter), or a list with one
+entry for each leaf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from torchopt.typing import Scalar
+
+Leaves: TypeAlias = "list[torch.Tensor]"
+Operand: TypeAlias = "float | torch.Tensor | Sequence[torch.Tensor]"
+
+__all__ = [
+    "FOREACH",
+    "FOREACH_NO_GRAD",
+    "LOOP",
+    "Functional",
+    "InPlace",
+    "Leaves",
+    "Operand",
+    "negate",
+    "spread",
+]
+
+
+class Primitives(NamedTuple):
+    """Out-of-place operations on lists, with the signatures of ``torch._foreach_*``."""
+
+    add: Callable[..., Leaves]
+    sub: Callable[..., Leaves]
+    mul: Callable[..., Leaves]
+    div: Callable[..., Leaves]
+    lerp: Callable[..., Leaves]
+    addcdiv: Callable[..., Leaves]
+    maximum: Callable[..., Leaves]
+    neg: Callable[..., Leaves]
+    abs: Callable[..., Leaves]
+    sqrt: Callable[..., Leaves]
+
+
+# sqrt is not differentiable at zero. `torch.threshold` lifts an exact zero to this floor, whose
+# root vanishes beside any eps, and selects a zero cotangent there: no 0 * inf, in any order.
+_SQRT_FLOOR = {
+    torch.float64: 1e-200,
+    torch.float32: 1e-36,
+    torch.bfloat16: 1e-36,
+    torch.float16: 6e-8,
+}
+
+
+def _lift_zeros(xs: Leaves) -> Leaves:
+    return [torch.threshold(x, 0.0, _SQRT_FLOOR[x.dtype]) for x in xs]
+
+
+def _each(operation: Callable[..., torch.Tensor]) -> Callable[..., Leaves]:
+    def run(xs: Leaves, *operands: Any, **keywords: Any) -> Leaves:
+        columns = [y if isinstance(y, (list, tuple)) else [y] * len(xs) for y in operands]
+        return [operation(*row, **keywords) for row in zip(xs, *columns, strict=True)]
+
+    return run
+
+
+# typed as overloads that return tuples; they return lists
+_torch: Any = torch
+
+FOREACH_NO_GRAD = Primitives(
+    add=_torch._foreach_add,
+    sub=_torch._foreach_sub,
+    mul=_torch._foreach_mul,
+    div=_torch._foreach_div,
+    lerp=_torch._foreach_lerp,
+    addcdiv=_torch._foreach_addcdiv,
+    maximum=_torch._foreach_maximum,
+    neg=_torch._foreach_neg,
+    abs=_torch._foreach_abs,
+    sqrt=_torch._foreach_sqrt,
+)
+FOREACH = FOREACH_NO_GRAD._replace(sqrt=lambda xs: _torch._foreach_sqrt(_lift_zeros(xs)))
+LOOP = Primitives(
+    add=_each(torch.add),
+    sub=_each(torch.sub),
+    mul=_each(torch.mul),
+    div=_each(torch.div),
+    lerp=_each(torch.lerp),
+    addcdiv=_each(lambda x, n, d, value: torch.addcdiv(x, n, d, value=value)),
+    maximum=_each(torch.maximum),
+    neg=_each(torch.neg),
+    abs=_each(torch.abs),
+    sqrt=lambda xs: [x.sqrt() for x in _lift_zeros(xs)],
+)
+
+
+def negate(operand: Operand) -> Operand:
+    """Return ``-operand``."""
+    if isinstance(operand, (int, float, torch.Tensor)):
+        return -operand
+    return [-y for y in operand]
+
+
+def spread(operand: Operand, xs: Leaves) -> float | Leaves:
+    """Return ``operand`` as a number or as a list with one tensor for each leaf of ``xs``.
+
+    A 0-dim tensor never changes the dtype of a leaf that has dimensions; beside a 0-dim leaf it
+    would, so there it takes the leaf's dtype.
+    """
+    if isinstance(operand, (int, float)):
+        return operand
+    if isinstance(operand, torch.Tensor):
+        operand = [operand] * len(xs)
+    return [
+        y if x.ndim or y.dtype == x.dtype else y.to(x.dtype)
+        for x, y in zip(xs, operand, strict=True)
+    ]
+
+
+class Functional(NamedTuple):
+    """New tensors; differentiable to any order in every operand."""
+
+    primitives: Primitives
+
+    def add(self, xs: Leaves, ys: Operand) -> Leaves:
+        """Return ``xs + ys``."""
+        return self.primitives.add(xs, spread(ys, xs))
+
+    def add_scaled(self, xs: Leaves, ys: Leaves, alpha: Operand) -> Leaves:
+        """Return ``xs + alpha * ys``."""
+        if isinstance(alpha, (int, float)):
+            return self.primitives.add(xs, ys, alpha=alpha)
+        return self.primitives.add(xs, self.primitives.mul(ys, spread(alpha, xs)))
+
+    def mul(self, xs: Leaves, ys: Operand) -> Leaves:
+        """Return ``xs * ys``."""
+        return self.primitives.mul(xs, spread(ys, xs))
+
+    def div(self, xs: Leaves, ys: Operand) -> Leaves:
+        """Return ``xs / ys``."""
+        return self.primitives.div(xs, spread(ys, xs))
+
+    def ema(self, xs: Leaves, ys: Leaves, decay: Scalar) -> Leaves:
+        """Return the moving average ``decay * xs + (1 - decay) * ys``."""
+        if isinstance(decay, (int, float)):
+            return self.primitives.lerp(xs, ys, 1 - decay)
+        return self.add_scaled(ys, self.primitives.sub(xs, ys), decay)
+
+    def ema_square(self, xs: Leaves, ys: Leaves, decay: Scalar) -> Leaves:
+        """Return the moving average ``decay * xs + (1 - decay) * ys**2``."""
+        return self.ema(xs, self.primitives.mul(ys, ys), decay)
+
+    def addcmul(self, xs: Leaves, ys: Leaves, zs: Leaves, value: float = 1.0) -> Leaves:
+        """Return ``xs + value * ys * zs``."""
+        return self.primitives.add(xs, self.primitives.mul(ys, zs), alpha=value)
+
+    def addcdiv(self, xs: Leaves, numerators: Leaves, denominators: Leaves, value: float) -> Leaves:
+        """Return ``xs + value * numerators / denominators``."""
+        return self.primitives.addcdiv(xs, numerators, denominators, value)
+
+    def maximum(self, xs: Leaves, ys: Leaves) -> Leaves:
+        """Return the elementwise maximum."""
+        return self.primitives.maximum(xs, ys)
+
+    def neg(self, xs: Leaves) -> Leaves:
+        """Return ``-xs``."""
+        return self.primitives.neg(xs)
+
+    def abs(self, xs: Leaves) -> Leaves:
+        """Return ``|xs|``."""
+        return self.primitives.abs(xs)
+
+    def sqrt(self, xs: Leaves) -> Leaves:
+        """Return the square root; where a graph is recorded, its derivatives at zero are zero."""
+        return self.primitives.sqrt(xs)
+
+
+class InPlace:
+    """The same operations; the first operand is overwritten and returned."""
+
+    def add(self, xs: Leaves, ys: Operand) -> Leaves:
+        torch._foreach_add_(xs, spread(ys, xs))
+        return xs
+
+    def add_scaled(self, xs: Leaves, ys: Leaves, alpha: Operand) -> Leaves:
+        if isinstance(alpha, (int, float)):
+            torch._foreach_add_(xs, ys, alpha=alpha)
+        else:
+            torch._foreach_add_(xs, torch._foreach_mul(ys, spread(alpha, xs)))
+        return xs
+
+    def mul(self, xs: Leaves, ys: Operand) -> Leaves:
+        torch._foreach_mul_(xs, spread(ys, xs))
+        return xs
+
+    def div(self, xs: Leaves, ys: Operand) -> Leaves:
+        torch._foreach_div_(xs, spread(ys, xs))
+        return xs
+
+    def ema(self, xs: Leaves, ys: Leaves, decay: Scalar) -> Leaves:
+        if isinstance(decay, (int, float)):
+            torch._foreach_lerp_(xs, ys, 1 - decay)
+            return xs
+        return self.add_scaled(self.mul(xs, decay), ys, 1 - decay)
+
+    def ema_square(self, xs: Leaves, ys: Leaves, decay: Scalar) -> Leaves:
+        if isinstance(decay, (int, float)):
+            torch._foreach_mul_(xs, decay)
+            torch._foreach_addcmul_(xs, ys, ys, 1 - decay)
+            return xs
+        return self.ema(xs, list(torch._foreach_mul(ys, ys)), decay)
+
+    def addcmul(self, xs: Leaves, ys: Leaves, zs: Leaves, value: float = 1.0) -> Leaves:
+        torch._foreach_addcmul_(xs, ys, zs, value)
+        return xs
+
+    def addcdiv(self, xs: Leaves, numerators: Leaves, denominators: Leaves, value: float) -> Leaves:
+        torch._foreach_addcdiv_(xs, numerators, denominators, value)
+        return xs
+
+    def maximum(self, xs: Leaves, ys: Leaves) -> Leaves:
+        torch._foreach_maximum_(xs, ys)
+        return xs
+
+    def sqrt(self, xs: Leaves) -> Leaves:
+        torch._foreach_sqrt_(xs)
+        return xs

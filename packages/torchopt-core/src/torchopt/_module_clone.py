@@ -1,0 +1,202 @@
+"""Cutting modules, states and trees out of the graph, and copying modules."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from types import FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import optree
+import torch
+from torch import nn
+
+from torchopt._module_state import (
+    ModuleState,
+    carrier,
+    carry_tree,
+    containers,
+    reject_target,
+)
+from torchopt.base import GradientTransformation
+from torchopt.nn._meta_gradient_module import MetaGradientModule
+from torchopt.optim.meta import MetaOptimizer
+
+if TYPE_CHECKING:
+    from torchopt._module_state import By
+    from torchopt.typing import Device, TensorTree
+
+__all__ = ["module_clone", "module_detach_", "stop_gradient"]
+
+Target = TypeVar("Target")
+
+
+def stop_gradient(target: ModuleState | nn.Module | MetaOptimizer | TensorTree) -> None:
+    """Cut a module, a meta-optimizer, a state or a tree of tensors out of the graph, in place.
+
+    Values and ``requires_grad`` stay as they are; what was computed before is no longer reached by
+    gradients. The tensors are detached themselves, so states that were extracted by reference are
+    cut with them, with one exception: a view cannot be detached in place, so the module,
+    meta-optimizer or state that holds it gets a detached tensor instead.
+
+    Args:
+        target: What to cut: modules, meta-optimizers, states from
+            :func:`~torchopt.extract_state_dict`, tensors, or any tree of them.
+
+    Raises:
+        TypeError: ``target`` is nothing of the above.
+        ValueError: A tree holds a view directly, where it cannot be replaced; nothing is changed.
+
+    Example:
+        >>> import torch, torchopt
+        >>> net = torch.nn.Linear(2, 1)
+        >>> optimizer = torchopt.MetaSGD(net, lr=0.1)
+        >>> optimizer.step(net(torch.ones(1, 2)).sum())
+        >>> torchopt.stop_gradient(net)
+        >>> net.weight.is_leaf, net.weight.requires_grad
+        (True, True)
+    """
+    tree: Any = target
+    leaves = optree.tree_leaves(tree, is_leaf=_is_holder, none_is_leaf=True)
+    known = target is None or _is_holder(target) or isinstance(target, torch.Tensor)
+    if leaves and leaves[0] is target and not known:
+        raise reject_target(target, "a module, a MetaOptimizer, a state or a tree of tensors")
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    if any(not tensor.is_leaf and tensor._is_view() for tensor in tensors):
+        raise ValueError(
+            "`target` holds a view of another tensor, which cannot be detached in place: build a "
+            "new tree with `tensor.detach()`"
+        )
+    for tensor in tensors:
+        _cut(tensor)
+    for holder in filter(_is_holder, leaves):
+        _cut_holder(holder)
+
+
+def _is_holder(x: Any) -> bool:
+    return isinstance(x, (ModuleState, nn.Module, MetaOptimizer))
+
+
+def _cut_holder(holder: ModuleState | nn.Module | MetaOptimizer) -> None:
+    cut = functools.cache(_cut)
+    if isinstance(holder, MetaOptimizer):
+        holder.load_state_dict(tuple(carry_tree(cut, state) for state in holder.state_dict()))
+        return
+    dicts: list[Any]
+    if isinstance(holder, ModuleState):
+        dicts = [*holder.params, *holder.buffers]
+    else:
+        found = [*containers(holder, "parameters"), *containers(holder, "buffers")]
+        dicts = [container.entries for container in found]
+    for entries in dicts:
+        entries.update({k: cut(x) for k, x in entries.items() if x is not None})
+
+
+def _cut(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_leaf:
+        return tensor
+    detached = tensor.detach() if tensor._is_view() else tensor.detach_()
+    return detached.requires_grad_()
+
+
+def module_detach_(target: Target) -> Target:
+    """Cut ``target`` out of the graph with :func:`stop_gradient`, and return it.
+
+    Example:
+        >>> import torch, torchopt
+        >>> net = torchopt.module_clone(torch.nn.Linear(2, 1), by="copy")
+        >>> torchopt.module_detach_(net).weight.is_leaf
+        True
+    """
+    stop_gradient(target)
+    return target
+
+
+def module_clone(
+    target: Target,
+    *,
+    by: By = "reference",
+    detach_buffers: bool = False,
+    device: Device | None = None,
+) -> Target:
+    """Return a copy of a module whose tensors are references, clones or detached copies.
+
+    Unlike :func:`copy.deepcopy`, this copies modules whose parameters are not leaves, as they are
+    after a differentiable step. What is shared inside ``target`` (tied parameters, a module used
+    twice) is shared inside the copy. The meta-parameters and meta-modules of a
+    :class:`~torchopt.nn.MetaGradientModule` belong to others: the copy refers to the same ones.
+
+    Args:
+        target: A module, a meta-optimizer, or a tuple, list or dict of them and of tensors. A
+            meta-optimizer is copied together with its modules, so clone them in one call:
+            ``net, optimizer = module_clone((net, optimizer))``.
+        by: How the tensors are copied; see :func:`~torchopt.extract_state_dict`.
+        detach_buffers: Whether buffers are detached copies, whatever ``by`` says.
+        device: Where the copy is to live; ``None`` leaves every tensor where it is.
+
+    Raises:
+        TypeError: ``target`` is nothing of the above.
+        ValueError: ``by`` is unknown.
+
+    Example:
+        >>> import torch, torchopt
+        >>> net = torch.nn.Linear(2, 1)
+        >>> clone = torchopt.module_clone(net, by="copy")
+        >>> clone(torch.ones(1, 2)).sum().backward()
+        >>> net.weight.grad
+        tensor([[1., 1.]])
+    """
+    carry = carrier(by, device)
+    carry_buffer = carrier("deepcopy", device) if detach_buffers else carry
+    if not (_is_holder(target) or isinstance(target, (torch.Tensor, tuple, list, dict))):
+        raise reject_target(target, "a module, a MetaOptimizer, or a tree of them and tensors")
+    reached = _reach(target)
+    memo: dict[int, Any] = {id(x): x for x in reached.others}
+    for x in reached.tensors:
+        memo[id(x)] = carry_buffer(x) if id(x) in reached.buffers else carry(x)
+    return copy.deepcopy(target, memo)
+
+
+# what `copy.deepcopy` does not look into
+_ATOMIC = (type, FunctionType, ModuleType)
+
+
+class _Reached(NamedTuple):
+    # what the target holds
+    tensors: list[torch.Tensor]
+    # the ids of those that are buffers
+    buffers: set[int]
+    # what it refers to only
+    others: list[Any]
+
+
+def _reach(target: Any) -> _Reached:
+    tensors: list[torch.Tensor] = []
+    buffers: set[int] = set()
+    others: list[Any] = []
+    seen: set[int] = set()
+    stack = [target]
+    while stack:
+        x = stack.pop()
+        if isinstance(x, GradientTransformation):
+            others.append(x)
+            continue
+        if id(x) in seen:
+            continue
+        seen.add(id(x))
+        if isinstance(x, torch.Tensor):
+            tensors.append(x)
+        elif isinstance(x, dict):
+            stack.extend(x.values())
+        elif isinstance(x, (list, tuple, set)):
+            stack.extend(x)
+        elif hasattr(x, "__dict__") and not isinstance(x, _ATOMIC):
+            attributes = dict(vars(x))
+            if isinstance(x, MetaGradientModule):
+                others.extend(attributes.pop("_meta_inputs"))
+                others.extend(attributes.pop("_meta_parameters").values())
+                others.extend(attributes.pop("_meta_modules").values())
+            if isinstance(x, nn.Module):
+                buffers.update(map(id, x._buffers.values()))
+            stack.extend(attributes.values())
+    return _Reached(tensors, buffers, [x for x in others if id(x) not in seen])

@@ -1,0 +1,300 @@
+"""Extracting the state of modules and meta-optimizers, and recovering it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
+
+import optree
+import torch
+from torch import nn
+
+from torchopt.optim.meta import MetaOptimizer
+
+if TYPE_CHECKING:
+    from torchopt.typing import Device, OptState
+
+__all__ = ["ModuleState", "extract_state_dict", "recover_state_dict"]
+
+By = Literal["reference", "ref", "copy", "clone", "deepcopy"]
+
+
+class ModuleState(NamedTuple):
+    """The tensors of a module at one moment, as :func:`extract_state_dict` returns them."""
+
+    # one dict for each submodule that has parameters, in the order of `module.modules()`
+    params: tuple[dict[str, torch.Tensor], ...]
+    # likewise for buffers; empty if they were left out
+    buffers: tuple[dict[str, torch.Tensor], ...]
+    # the names of the tensors for a picture of the graph, if asked for
+    visual_contents: dict[torch.Tensor, str] | None = None
+    # whether the buffers are detached copies, whatever the parameters are
+    detach_buffers: bool = False
+
+
+def reject_target(target: object, expected: str) -> TypeError:
+    """Return the error for a target that has no state of the kinds handled here."""
+    remedy = ""
+    if hasattr(target, "state_dict"):
+        remedy = "; for that, use its own state_dict() and load_state_dict()"
+    return TypeError(f"`target` must be {expected}, got {type(target).__name__}{remedy}")
+
+
+def carrier(by: By, device: Device | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the function that carries tensors over, and the same tensor to the same one."""
+    if by in ("reference", "ref"):
+        carry = _refer
+    elif by in ("copy", "clone"):
+        carry = _copy
+    elif by == "deepcopy":
+        carry = _detached_copy
+    else:
+        raise ValueError(
+            f"`by` must be 'reference' (or 'ref'), 'copy' (or 'clone') or 'deepcopy', got {by!r}"
+        )
+    return functools.cache(functools.partial(carry, device=device))
+
+
+def _refer(tensor: torch.Tensor, device: Device | None) -> torch.Tensor:
+    return tensor if device is None else tensor.to(device)
+
+
+def _copy(tensor: torch.Tensor, device: Device | None) -> torch.Tensor:
+    moved = _refer(tensor, device)
+    return moved.clone() if moved is tensor else moved
+
+
+def _detached_copy(tensor: torch.Tensor, device: Device | None) -> torch.Tensor:
+    copied = _copy(tensor.detach(), device)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(copied, requires_grad=tensor.requires_grad)
+    return copied.requires_grad_(tensor.requires_grad)
+
+
+class Container(NamedTuple):
+    """The parameters or the buffers of one submodule."""
+
+    # the submodule, for messages: its dotted name and class
+    owner: str
+    # starts the names of the tensors: the dotted name and a dot
+    prefix: str
+    # the submodule's own dict: what is written here is written to the module
+    entries: dict[str, torch.Tensor | None]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the entries that are not ``None``."""
+        return {name: x for name, x in self.entries.items() if x is not None}
+
+    def carried(self, carry: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the entries that are not ``None``, carried over."""
+        return {name: carry(x) for name, x in self.tensors().items()}
+
+
+def containers(module: nn.Module, kind: Literal["parameters", "buffers"]) -> list[Container]:
+    """Return the containers of ``module`` that hold a tensor, in the order of its modules."""
+    found = [
+        Container(
+            f"{type(submodule).__name__} '{path}'" if path else type(submodule).__name__,
+            f"{path}." if path else "",
+            getattr(submodule, f"_{kind}"),
+        )
+        for path, submodule in module.named_modules()
+    ]
+    return [container for container in found if container.tensors()]
+
+
+@overload
+def extract_state_dict(
+    target: nn.Module,
+    *,
+    by: By = "reference",
+    device: Device | None = None,
+    with_buffers: bool = True,
+    detach_buffers: bool = False,
+    enable_visual: bool = False,
+    visual_prefix: str = "",
+) -> ModuleState: ...
+
+
+@overload
+def extract_state_dict(
+    target: MetaOptimizer,
+    *,
+    by: By = "reference",
+    device: Device | None = None,
+    with_buffers: bool = True,
+    detach_buffers: bool = False,
+    enable_visual: bool = False,
+    visual_prefix: str = "",
+) -> tuple[OptState, ...]: ...
+
+
+def extract_state_dict(
+    target: nn.Module | MetaOptimizer,
+    *,
+    by: By = "reference",
+    device: Device | None = None,
+    with_buffers: bool = True,
+    detach_buffers: bool = False,
+    enable_visual: bool = False,
+    visual_prefix: str = "",
+) -> ModuleState | tuple[OptState, ...]:
+    """Return the state of a module or a meta-optimizer, to come back to later.
+
+    Args:
+        target: The module, or the :class:`~torchopt.MetaOptimizer`, for which only ``by`` and
+            ``device`` matter.
+        by: How the tensors are taken. ``"reference"`` (or ``"ref"``) takes the tensors
+            themselves, so that recovering gives the optimizer's leaves back and gradients
+            accumulate there over tasks; ``"copy"`` (or ``"clone"``) takes clones that stay
+            connected in the graph; ``"deepcopy"`` takes detached clones, parameters and
+            ``requires_grad`` kept as they are. Tied tensors stay tied.
+        device: Where the state is to live; ``None`` leaves every tensor where it is. A tensor
+            that moves is a copy, in the graph unless ``by="deepcopy"``.
+        with_buffers: Whether buffers belong to the state.
+        detach_buffers: Whether buffers are taken as detached copies, whatever ``by`` says. A
+            forward pass writes to the running statistics of batch normalization in place: with
+            ``by="reference"``, they come back as they were only if this is ``True``.
+        enable_visual: Whether ``visual_contents`` names the tensors, for
+            :func:`torchopt.visual.make_dot`.
+        visual_prefix: What those names start with.
+
+    Returns:
+        A :class:`ModuleState` for a module; a tuple of functional states, one for each parameter
+        group, for a meta-optimizer.
+
+    Raises:
+        TypeError: ``target`` is neither.
+        ValueError: ``by`` is none of the above.
+
+    Example:
+        >>> import torch, torchopt
+        >>> net = torch.nn.Linear(2, 1)
+        >>> state = torchopt.extract_state_dict(net)
+        >>> optimizer = torchopt.MetaSGD(net, lr=0.1)
+        >>> optimizer.step(net(torch.ones(1, 2)).sum())
+        >>> net.weight.is_leaf
+        False
+        >>> torchopt.recover_state_dict(net, state)
+        >>> net.weight.is_leaf
+        True
+    """
+    carry = carrier(by, device)
+    if isinstance(target, MetaOptimizer):
+        return tuple(carry_tree(carry, state) for state in target.state_dict())
+    if not isinstance(target, nn.Module):
+        raise reject_target(target, "an nn.Module or a MetaOptimizer")
+    carry_buffer = carrier("deepcopy", device) if detach_buffers else carry
+    params = containers(target, "parameters")
+    buffers = containers(target, "buffers") if with_buffers else []
+    state = ModuleState(
+        params=tuple(container.carried(carry) for container in params),
+        buffers=tuple(container.carried(carry_buffer) for container in buffers),
+        detach_buffers=detach_buffers,
+    )
+    if not enable_visual:
+        return state
+    taken = zip([*params, *buffers], [*state.params, *state.buffers], strict=True)
+    return state._replace(
+        visual_contents={
+            tensor: f"{visual_prefix}{container.prefix}{name}"
+            for container, tensors in taken
+            for name, tensor in tensors.items()
+        }
+    )
+
+
+def carry_tree(carry: Callable[[torch.Tensor], torch.Tensor], tree: OptState) -> OptState:
+    """Return ``tree`` with its tensors carried over and anything else as it is."""
+    return optree.tree_map(
+        lambda x: carry(x) if isinstance(x, torch.Tensor) else x, tree, none_is_leaf=True
+    )
+
+
+def recover_state_dict(
+    target: nn.Module | MetaOptimizer, state: ModuleState | tuple[OptState, ...]
+) -> None:
+    """Put a state from :func:`extract_state_dict` back into the module or meta-optimizer.
+
+    A state can be recovered any number of times. Parameters are the state's own tensors. A buffer
+    the module holds already stays; any other is cloned, because forward passes write to buffers
+    in place and would otherwise write to the state.
+
+    Args:
+        target: What the state was extracted from, or a module of the same structure.
+        state: The state.
+
+    Raises:
+        TypeError: ``target`` is neither a module nor a meta-optimizer, or ``state`` is not the
+            kind of state that such a target has.
+        ValueError: ``state`` belongs to a module with other names or shapes; nothing is changed.
+
+    Example:
+        >>> import torch, torchopt
+        >>> norm = torch.nn.BatchNorm1d(1)
+        >>> state = torchopt.extract_state_dict(norm, detach_buffers=True)
+        >>> _ = norm(torch.tensor([[1.0], [3.0]]))
+        >>> norm.running_mean
+        tensor([0.2000])
+        >>> torchopt.recover_state_dict(norm, state)
+        >>> norm.running_mean
+        tensor([0.])
+    """
+    if isinstance(target, MetaOptimizer):
+        if isinstance(state, ModuleState) or not isinstance(state, tuple):
+            raise TypeError(
+                "`state` must be the tuple that extract_state_dict returns for a "
+                f"{type(target).__name__}, got {type(state).__name__}"
+            )
+        target.load_state_dict(state)
+        return
+    if not isinstance(target, nn.Module):
+        raise reject_target(target, "an nn.Module or a MetaOptimizer")
+    if not isinstance(state, ModuleState):
+        raise TypeError(
+            "`state` must be the ModuleState that extract_state_dict returns for a module, "
+            f"got {type(state).__name__}"
+        )
+    params = containers(target, "parameters")
+    buffers = containers(target, "buffers") if state.buffers else []
+    _check_same(target, "parameters", params, state.params)
+    _check_same(target, "buffers", buffers, state.buffers)
+    for container, saved in zip(params, state.params, strict=True):
+        container.entries.update(saved)
+    clone = carrier("copy", device=None)
+    for container, saved in zip(buffers, state.buffers, strict=True):
+        for name, buffer in saved.items():
+            if container.entries[name] is not buffer:
+                container.entries[name] = clone(buffer)
+
+
+def _check_same(
+    target: nn.Module,
+    kind: str,
+    held: list[Container],
+    saved: tuple[dict[str, torch.Tensor], ...],
+) -> None:
+    problem = f"`state` is not a state of this {type(target).__name__}"
+    if len(held) != len(saved):
+        raise ValueError(
+            f"{problem}: {kind} are held by {len(held)} submodules of the module "
+            f"({_join(c.owner for c in held)}) and by {len(saved)} of the state "
+            f"({_join(str(_shapes(tensors)) for tensors in saved)})"
+        )
+    for container, tensors in zip(held, saved, strict=True):
+        own = _shapes(container.tensors())
+        if own != _shapes(tensors):
+            raise ValueError(
+                f"{problem}: the {kind} of {container.owner} are {own} in the module and "
+                f"{_shapes(tensors)} in the state"
+            )
+
+
+def _join(words: Iterable[str]) -> str:
+    listed = list(words)
+    return ", ".join(listed[:3] + ["..."] * (len(listed) > 3)) or "none"
+
+
+def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

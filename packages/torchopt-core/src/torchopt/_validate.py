@@ -1,0 +1,59 @@
+"""Checks of hyperparameters. Tensors, which may be learned, are checked for their form only."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torchopt.typing import Scalar
+
+__all__ = ["check_betas", "check_learning_rate", "check_non_negative", "check_unit_interval"]
+
+
+def _is_checked_tensor(name: str, value: Any) -> bool:
+    if not isinstance(value, torch.Tensor):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(
+                f"`{name}` must be a number or a 0-dim tensor, got {type(value).__name__}"
+            )
+        return False
+    if value.ndim != 0 or not value.is_floating_point():
+        raise ValueError(
+            f"`{name}` must be a number or a 0-dim floating point tensor, "
+            f"got a {value.dtype} tensor of shape {tuple(value.shape)}"
+        )
+    return True
+
+
+def check_non_negative(name: str, value: Scalar) -> None:
+    """Raise unless ``0 <= value < inf``."""
+    if not _is_checked_tensor(name, value) and not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f"`{name}` must be non-negative and finite, got {value}")
+
+
+def check_unit_interval(name: str, value: Scalar) -> None:
+    """Raise unless ``0 <= value < 1``."""
+    if not _is_checked_tensor(name, value) and not 0 <= value < 1:
+        raise ValueError(f"`{name}` must be in [0, 1), got {value}")
+
+
+def check_betas(betas: tuple[Scalar, Scalar]) -> None:
+    """Raise unless ``betas`` is a pair of numbers in [0, 1)."""
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"`betas` must be a pair of numbers in [0, 1), got {betas!r}")
+    for i, beta in enumerate(betas):
+        check_unit_interval(f"betas[{i}]", beta)
+
+
+def check_learning_rate(lr: Any) -> None:
+    """Raise unless ``lr`` is a non-negative number, a tensor, a schedule, or a tree of tensors."""
+    if isinstance(lr, (int, float)):
+        check_non_negative("lr", lr)
+    elif lr is None or isinstance(lr, str):
+        raise TypeError(
+            "`lr` must be a number, a 0-dim tensor, a schedule, or a tree of tensors shaped like "
+            f"the parameters, got {lr!r}"
+        )

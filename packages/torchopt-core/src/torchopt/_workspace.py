@@ -1,0 +1,223 @@
+"""What one update works with: the shape of the trees, the active leaves, and the arithmetic."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import optree
+import torch
+
+from torchopt._arithmetic import (
+    FOREACH,
+    FOREACH_NO_GRAD,
+    LOOP,
+    Functional,
+    InPlace,
+    Leaves,
+    Operand,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torchopt.typing import OptionalTensorTree, Scalar, TensorTree
+
+__all__ = [
+    "Workspace",
+    "beside_steps",
+    "counts_like",
+    "filled_like",
+    "is_transforming",
+    "zeros_like",
+]
+
+_State = TypeVar("_State", bound=NamedTuple)
+
+_DIFFERENTIABLE = Functional(FOREACH)
+_TRANSFORMED = Functional(LOOP)
+_TEMPORARY = Functional(FOREACH_NO_GRAD)
+_OVERWRITE = InPlace()
+
+
+def is_transforming() -> bool:
+    """Return whether a ``torch.func`` transform (``grad``, ``vmap``, ``jvp``...) is running."""
+    return torch._C._functorch.maybe_current_level() is not None
+
+
+def zeros_like(tree: OptionalTensorTree, requires_grad: bool = False) -> TensorTree:
+    """Return zeros shaped like ``tree``; ``None`` stays ``None``."""
+    return optree.tree_map(
+        lambda x: None if x is None else torch.zeros_like(x, requires_grad=requires_grad),
+        tree,
+        none_is_leaf=True,
+    )
+
+
+def filled_like(tree: OptionalTensorTree, value: Scalar) -> TensorTree:
+    """Return tensors shaped like ``tree`` that hold ``value``; ``None`` stays ``None``."""
+
+    def fill(x: torch.Tensor | None) -> torch.Tensor | None:
+        if x is None:
+            return None
+        if x.is_complex():
+            return torch.view_as_complex(torch.zeros_like(torch.view_as_real(x)) + value)
+        return torch.zeros_like(x) + value
+
+    return optree.tree_map(fill, tree, none_is_leaf=True)
+
+
+def counts_like(tree: OptionalTensorTree) -> TensorTree:
+    """Return a step count of zero (0-dim int64, on the CPU) for each leaf of ``tree``."""
+    return optree.tree_map(
+        lambda x: None if x is None else torch.zeros((), dtype=torch.int64),
+        tree,
+        none_is_leaf=True,
+    )
+
+
+class Workspace(NamedTuple):
+    """Flattens trees that must match the updates, and carries the arithmetic.
+
+    A leaf whose update is ``None`` is inactive: rules never see it, and its state stays.
+    Complex leaves are seen as real ones with a last dimension of 2, as in ``torch.optim``.
+    """
+
+    spec: optree.PyTreeSpec
+    # positions of the leaves that have an update; None: all of them
+    active: list[int] | None
+    # whether any active leaf is complex
+    complex: bool
+    # makes new tensors
+    fresh: Functional
+    # may overwrite its first operand, which must belong to the state or to this update
+    reuse: Functional | InPlace
+    # shapes that the moments must have; None: known to be right
+    shapes: tuple[torch.Size, ...] | None = None
+
+    @property
+    def inplace(self) -> bool:
+        """Whether state and parameters are overwritten."""
+        return isinstance(self.reuse, InPlace)
+
+    @staticmethod
+    def over(
+        leaves: Sequence[torch.Tensor | None], spec: optree.PyTreeSpec, inplace: bool
+    ) -> Workspace:
+        """Return the workspace for updates with these leaves."""
+        active = None
+        if any(x is None for x in leaves):
+            active = [i for i, x in enumerate(leaves) if x is not None]
+        has_complex = any(x.is_complex() for x in leaves if x is not None)
+        if is_transforming():
+            return Workspace(spec, active, has_complex, _TRANSFORMED, _TRANSFORMED)
+        if inplace:
+            return Workspace(spec, active, has_complex, _TEMPORARY, _OVERWRITE)
+        return Workspace(spec, active, has_complex, _DIFFERENTIABLE, _DIFFERENTIABLE)
+
+    def select(self, leaves: Sequence[torch.Tensor | None]) -> Leaves:
+        """Return the active ones among all leaves, complex ones seen as real."""
+        chosen: Any = leaves if self.active is None else [leaves[i] for i in self.active]
+        if self.complex:
+            return [torch.view_as_real(x) if x.is_complex() else x for x in chosen]
+        return list(chosen)
+
+    def merge(self, leaves: Leaves, others: Sequence[Any], like: Sequence[Any]) -> list[Any]:
+        """Return all leaves: ``leaves`` where active, else ``others``; complex as in ``like``."""
+        indices = range(len(others)) if self.active is None else self.active
+        merged = list(others)
+        for i, x in zip(indices, leaves, strict=True):
+            restore = self.complex and like[i].is_complex() and not x.is_complex()
+            merged[i] = torch.view_as_complex(x) if restore else x
+        return merged
+
+    def flatten(self, tree: Any, name: str) -> list[Any]:
+        """Return all leaves of a tree that must be shaped like the updates."""
+        leaves: list[Any]
+        leaves, spec = optree.tree_flatten(tree, none_is_leaf=True)
+        if spec != self.spec:
+            # kinds of dicts may differ
+            try:
+                leaves = self.spec.flatten_up_to(tree)
+                matches = all(isinstance(x, (torch.Tensor, type(None))) for x in leaves)
+            except (ValueError, TypeError):
+                matches = False
+            if not matches:
+                raise ValueError(
+                    f"the structure of `{name}` differs from that of the updates: "
+                    f"`{name}` is {spec}, the updates are {self.spec}"
+                )
+        return leaves
+
+    def leaves(self, tree: Any, name: str) -> Leaves:
+        """Return the active leaves of a tree that must be shaped like the updates."""
+        return self.select(self.flatten(tree, name))
+
+    def unflatten(self, leaves: Sequence[Any]) -> Any:
+        """Return the tree of these leaves, one for each leaf of the updates."""
+        return optree.tree_unflatten(self.spec, leaves)
+
+    def read(self, state: Any, kind: type[NamedTuple]) -> list[Leaves]:
+        """Return the active leaves of each field of a state record."""
+        if not isinstance(state, kind):
+            raise TypeError(
+                f"the state belongs to another transformation: expected {kind.__name__}, "
+                f"got {type(state).__name__}"
+            )
+        fields = [
+            self.leaves(tree, f"state.{name}")
+            for name, tree in zip(kind._fields, state, strict=True)
+        ]
+        if self.shapes is not None:
+            for name, leaves in zip(kind._fields, fields, strict=True):
+                if name != "count":
+                    self.check_shapes(leaves, f"state.{name}")
+        return fields
+
+    def check_shapes(self, leaves: Leaves, name: str) -> None:
+        """Raise unless the leaves are shaped like the updates."""
+        for i, (shape, x) in enumerate(zip(self.shapes or (), leaves, strict=True)):
+            if x.shape != shape:
+                raise ValueError(
+                    f"leaf {i} of `{name}` has shape {tuple(x.shape)}, "
+                    f"but that of the updates has shape {tuple(shape)}"
+                )
+
+    def write(self, state: _State, *fields: Leaves) -> _State:
+        """Return the state record with new active leaves; inactive leaves stay as they are."""
+        if self.active is None and not self.complex:
+            return type(state)(*map(self.unflatten, fields))
+        trees = []
+        for name, old, new in zip(state._fields, state, fields, strict=True):
+            leaves = self.flatten(old, f"state.{name}")
+            trees.append(self.unflatten(self.merge(new, leaves, leaves)))
+        return type(state)(*trees)
+
+    def restrict(self, chosen: Sequence[int]) -> Workspace:
+        """Return the workspace of fewer active leaves, given their positions among the active."""
+        every = range(self.spec.num_leaves) if self.active is None else self.active
+        shapes = None if self.shapes is None else tuple(self.shapes[k] for k in chosen)
+        return self._replace(active=[every[k] for k in chosen], shapes=shapes)
+
+    def per_step(
+        self, counts: Leaves, function: Callable[[Any], tuple[Any, ...]]
+    ) -> tuple[Operand, ...]:
+        """Return what depends on the step alone, such as bias corrections, for each leaf.
+
+        Args:
+            counts: The step counts.
+            function: From ``t`` to some values, in plain arithmetic: ``t`` is a float64 vector on
+                the CPU with an entry for each leaf, so each value is computed in double precision
+                and once for all leaves; or, where no graph is recorded and all leaves have made
+                the same number of steps, that number.
+        """
+        t = torch.stack(counts)
+        if self.inplace and not torch.compiler.is_compiling():
+            distinct = set(t.tolist())
+            if len(distinct) == 1:
+                return function(distinct.pop())
+        return tuple(value.unbind() for value in function(t.to(torch.float64)))
+
+
+def beside_steps(value: Scalar) -> Scalar:
+    """Return a hyperparameter where the step counts are."""
+    return value.cpu() if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,138 @@
+"""Clipping of gradients."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torchopt._rule import Direction, Rule
+from torchopt._validate import check_non_negative
+from torchopt.base import EmptyState, GradientTransformation, RuleTransformation
+
+if TYPE_CHECKING:
+    from torchopt._arithmetic import Leaves
+    from torchopt._workspace import Workspace
+    from torchopt.typing import OptState, Params, Scalar
+
+__all__ = ["clip_by_global_norm", "clip_by_value", "clip_grad_norm"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _ClipNorm(Rule):
+    max_norm: Scalar
+    norm_type: float
+    error_if_nonfinite: bool
+    #: Added to the norm in the quotient.
+    margin: float
+
+    def __post_init__(self) -> None:
+        check_non_negative("max_norm", self.max_norm)
+        if not self.norm_type > 0:
+            raise ValueError(f"`norm_type` must be positive, got {self.norm_type}")
+
+    @property
+    def may_raise(self) -> bool:
+        return self.error_if_nonfinite
+
+    def init(self, params: Params) -> OptState:
+        return EmptyState()
+
+    def update(
+        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
+    ) -> tuple[Direction, OptState]:
+        grads = updates.materialize(work)
+        norms = [torch.linalg.vector_norm(g, self.norm_type) for g in grads]
+        total = torch.linalg.vector_norm(
+            torch.stack([norm.to(norms[0].device) for norm in norms]), self.norm_type
+        )
+        if self.error_if_nonfinite and not torch.isfinite(total):
+            raise RuntimeError(
+                f"the total norm of order {self.norm_type} of the gradients is {total}, so they "
+                "cannot be clipped: pass `error_if_nonfinite=False` to scale them all the same"
+            )
+        factor = (self.max_norm / (total + self.margin)).clamp(max=1.0)
+        clipped = work.fresh.mul(grads, [factor.to(g.device) for g in grads])
+        return Direction(clipped, borrowed=False), state
+
+
+def clip_grad_norm(
+    max_norm: Scalar, norm_type: float = 2.0, error_if_nonfinite: bool = False
+) -> GradientTransformation:
+    r"""Scale all gradients so that their joint norm is at most ``max_norm``.
+
+    .. math::
+        u = g \, \min\!\left(1, \frac{c}{\lVert g \rVert_p + 10^{-6}}\right),
+
+    as in :func:`torch.nn.utils.clip_grad_norm_`, with the norm of all leaves as one vector.
+
+    Args:
+        max_norm: The bound :math:`c \ge 0`; differentiable if a 0-dim tensor.
+        norm_type: The order :math:`p > 0`; ``math.inf`` for the maximum norm.
+        error_if_nonfinite: Whether to raise if the norm is NaN or infinite. This reads the norm,
+            which stops a compiler and waits for a GPU.
+
+    Raises:
+        ValueError: If ``max_norm`` is negative or ``norm_type`` not positive.
+        RuntimeError: In ``update``, if asked to, for a norm that is not finite.
+
+    Example:
+        >>> import torch, torchopt
+        >>> clip = torchopt.clip_grad_norm(max_norm=1.0)
+        >>> updates, _ = clip.update(torch.tensor([3.0, 4.0]), clip.init(torch.zeros(2)))
+        >>> updates
+        tensor([0.6000, 0.8000])
+    """
+    return RuleTransformation(_ClipNorm(max_norm, norm_type, error_if_nonfinite, margin=1e-6))
+
+
+def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
+    r"""Scale all gradients so that their joint 2-norm is at most ``max_norm``.
+
+    .. math::
+        u = g \, \min\!\left(1, \frac{c}{\lVert g \rVert_2}\right).
+
+    Unlike :func:`clip_grad_norm`, clipped gradients have norm ``max_norm`` exactly.
+
+    Args:
+        max_norm: The bound :math:`c \ge 0`; differentiable if a 0-dim tensor.
+
+    Raises:
+        ValueError: If ``max_norm`` is negative.
+
+    Reference:
+        Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks",
+        ICML 2013, Algorithm 1.
+    """
+    return RuleTransformation(_ClipNorm(max_norm, 2.0, error_if_nonfinite=False, margin=0.0))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _ClipValue(Rule):
+    clip_value: Scalar
+
+    def __post_init__(self) -> None:
+        check_non_negative("clip_value", self.clip_value)
+
+    def init(self, params: Params) -> OptState:
+        return EmptyState()
+
+    def update(
+        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
+    ) -> tuple[Direction, OptState]:
+        bound: Any = self.clip_value
+        clipped = [torch.clamp(g, -bound, bound) for g in updates.materialize(work)]
+        return Direction(clipped, borrowed=False), state
+
+
+def clip_by_value(clip_value: Scalar) -> GradientTransformation:
+    r"""Clamp every entry of the gradients to :math:`[-c, c]`.
+
+    Args:
+        clip_value: The bound :math:`c \ge 0`; differentiable if a 0-dim tensor.
+
+    Raises:
+        ValueError: If ``clip_value`` is negative.
+    """
+    return RuleTransformation(_ClipValue(clip_value))

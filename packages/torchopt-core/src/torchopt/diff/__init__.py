@@ -1,0 +1,20 @@
+"""Ways to differentiate what autograd alone does not: implicitly, and by sampling.
+
+- :mod:`torchopt.diff.implicit`: through the solution of a problem rather than the iterations that
+  led to it (`torchopt-implicit`).
+- :mod:`torchopt.diff.zero_order`: from function values alone (`torchopt-zero`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torchopt._extensions import attributes
+
+__all__: list[str] = []
+
+if TYPE_CHECKING:
+    implicit: Any
+    zero_order: Any
+
+__getattr__, __dir__ = attributes(__name__)

@@ -1,0 +1,17 @@
+"""Implicit differentiation of solvers, from `torchopt-implicit`.
+
+An alias: once imported, ``torchopt.diff.implicit`` is the module ``torchopt_implicit``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torchopt._extensions import alias
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...
+
+
+alias(__name__)

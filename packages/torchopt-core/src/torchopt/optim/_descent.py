@@ -1,0 +1,237 @@
+"""The optimizer around a direction: sign, weight decay, learning rate."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import optree
+import torch
+from typing_extensions import ParamSpec
+
+from torchopt import _extensions
+from torchopt._arithmetic import negate
+from torchopt._rule import Direction, Rule
+from torchopt._validate import check_learning_rate, check_non_negative
+from torchopt.base import EmptyState, RuleTransformation
+
+if TYPE_CHECKING:
+    from torchopt._arithmetic import Leaves, Operand
+    from torchopt._workspace import Workspace
+    from torchopt.typing import OptState, Params, Scalar, ScalarOrSchedule, TensorTree
+
+__all__ = ["Descent", "OptimizerTransformation", "ScaleByScheduleState", "optimizer"]
+
+_P = ParamSpec("_P")
+
+
+class ScaleByScheduleState(NamedTuple):
+    """The state of a schedule."""
+
+    # updates made so far (0-dim int64)
+    count: TensorTree
+
+
+def mask_positions(mask: Any, params: Leaves | None, work: Workspace) -> list[int]:
+    """Return the positions, among the active leaves, that ``mask`` selects.
+
+    Args:
+        mask: ``None`` for all, a tree of bools (or a prefix of it), or a function from the tree of
+            parameters to one.
+        params: The active leaves of the parameters; needed by a function.
+        work: The workspace.
+    """
+    indices = range(work.spec.num_leaves) if work.active is None else work.active
+    if mask is None:
+        return list(range(len(indices)))
+    if callable(mask):
+        if params is None:
+            raise ValueError("a `mask` given as a function needs `params` in `update`")
+        nothing: list[Any] = [None] * work.spec.num_leaves
+        mask = mask(work.unflatten(work.merge(params, nothing, nothing)))
+    try:
+        selected = optree.broadcast_prefix(mask, work.unflatten(range(work.spec.num_leaves)))
+    except ValueError as error:
+        raise ValueError(
+            f"`mask` must be a tree of bools that is a prefix of the parameters' tree {work.spec}: "
+            f"{error}"
+        ) from error
+    return [k for k, i in enumerate(indices) if selected[i]]
+
+
+def add_decayed(
+    leaves: Leaves, params: Leaves | None, weight_decay: Operand, mask: Any, work: Workspace
+) -> Leaves:
+    """Return ``leaves + weight_decay * params`` where the mask selects."""
+    if params is None:
+        raise ValueError("`weight_decay` needs the parameters: pass `params=` to `update`")
+    chosen = mask_positions(mask, params, work)
+    if not chosen:
+        return leaves
+    decayed = work.fresh.add_scaled(
+        [leaves[k] for k in chosen], [params[k] for k in chosen], weight_decay
+    )
+    result = list(leaves)
+    for k, x in zip(chosen, decayed, strict=True):
+        result[k] = x
+    return result
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Descent(Rule):
+    r"""One step of an optimizer, :math:`\theta \leftarrow \theta - \eta \, d(g)`.
+
+    With :math:`g` the gradient (negated to maximize), coupled weight decay :math:`\lambda` gives
+    :math:`d(g + \lambda\theta)`, decoupled weight decay :math:`d(g) + \lambda\theta`.
+    """
+
+    #: How gradients become a direction.
+    direction: Rule
+    lr: ScalarOrSchedule | TensorTree
+    weight_decay: Scalar = 0.0
+    #: Whether the weight decay bypasses the direction (AdamW).
+    decoupled: bool = False
+    #: The leaves that decay; all by default.
+    mask: Any = None
+    maximize: bool = False
+    #: ``True`` insists on a compiled kernel, ``None`` takes one where there is one.
+    use_accelerated_op: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_learning_rate(self.lr)
+        check_non_negative("weight_decay", self.weight_decay)
+        if self.use_accelerated_op:
+            _extensions.require("torchopt.accelerated_op")
+
+    def children(self) -> tuple[Rule, ...]:
+        return (self.direction,)
+
+    @property
+    def may_raise(self) -> bool:
+        return callable(self.lr) or callable(self.mask) or self.direction.may_raise
+
+    def init(self, params: Params) -> OptState:
+        rate: OptState = EmptyState()
+        if callable(self.lr):
+            rate = ScaleByScheduleState(count=torch.zeros((), dtype=torch.int64))
+        return self.direction.init(params), rate
+
+    def update(
+        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
+    ) -> tuple[Direction, OptState]:
+        direction, rate, state = self._direct(updates, state, params, work)
+        direction = direction.scaled(negate(rate))
+        if self._decays and self.decoupled:
+            factor = self._decay_factor(rate)
+            leaves = add_decayed(direction.materialize(work), params, factor, self.mask, work)
+            direction = Direction(leaves, borrowed=False)
+        return direction, state
+
+    def step(
+        self, grads: Leaves, state: Any, params: Leaves, work: Workspace
+    ) -> tuple[Leaves, OptState]:
+        direction, rate, state = self._direct(Direction(grads), state, params, work)
+        if self._decays and self.decoupled:
+            params = self._shrink(params, rate, work)
+        return direction.scaled(negate(rate)).add_to(params, work), state
+
+    @property
+    def _decays(self) -> bool:
+        return isinstance(self.weight_decay, torch.Tensor) or self.weight_decay != 0
+
+    def _direct(
+        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
+    ) -> tuple[Direction, Operand, OptState]:
+        if not isinstance(state, tuple) or len(state) != 2:
+            raise TypeError(
+                "the state belongs to another transformation: expected the pair (state of the "
+                f"direction, state of the learning rate), got {type(state).__name__}"
+            )
+        direction_state, rate_state = state
+        rate, rate_state = self._rate(rate_state, work)
+        if self.maximize:
+            updates = updates.scaled(-1.0)
+        if self._decays and not self.decoupled:
+            leaves = updates.materialize(work)
+            updates = Direction(add_decayed(leaves, params, self.weight_decay, self.mask, work))
+        direction, direction_state = self.direction.update(updates, direction_state, params, work)
+        return direction, rate, (direction_state, rate_state)
+
+    def _rate(self, state: Any, work: Workspace) -> tuple[Operand, OptState]:
+        if callable(self.lr):
+            if not isinstance(state, ScaleByScheduleState):
+                raise TypeError(
+                    "the state belongs to another transformation: the learning rate is a "
+                    f"schedule, but its state is {type(state).__name__}"
+                )
+            return self.lr(state.count), ScaleByScheduleState(count=state.count + 1)
+        if isinstance(self.lr, (int, float)) or (
+            isinstance(self.lr, torch.Tensor) and self.lr.ndim == 0
+        ):
+            return self.lr, state
+        return work.leaves(self.lr, "lr"), state
+
+    def _decay_factor(self, rate: Operand) -> Operand:
+        if isinstance(rate, (list, tuple)):
+            return [x * -self.weight_decay for x in rate]
+        return -rate * self.weight_decay  # type: ignore[operator]
+
+    def _shrink(self, params: Leaves, rate: Operand, work: Workspace) -> Leaves:
+        """Return ``params * (1 - rate * weight_decay)`` where the mask selects."""
+        factor = self._decay_factor(rate)
+        chosen = mask_positions(self.mask, params, work)
+        if isinstance(factor, (list, tuple)):
+            factor = [1 + factor[k] for k in chosen]
+        else:
+            factor = 1 + factor  # type: ignore[operator]
+        result = list(params)
+        if chosen:
+            for k, x in zip(
+                chosen, work.reuse.mul([params[k] for k in chosen], factor), strict=True
+            ):
+                result[k] = x
+        return result
+
+
+class OptimizerTransformation(RuleTransformation):
+    """An optimizer in its functional form, which remembers how it was made.
+
+    So the stateful and the differentiable form can be derived from it, and each parameter group
+    can have hyperparameters of its own.
+    """
+
+    factory: Callable[..., OptimizerTransformation]
+    hyperparameters: dict[str, Any]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _make, (self.factory, self.hyperparameters)
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.hyperparameters.items())
+        return f"{self.factory.__name__}({arguments})"
+
+
+def _make(
+    factory: Callable[..., OptimizerTransformation], hyperparameters: dict[str, Any]
+) -> OptimizerTransformation:
+    return factory(**hyperparameters)
+
+
+def optimizer(rule: Callable[_P, Rule]) -> Callable[_P, OptimizerTransformation]:
+    """Turn a function from hyperparameters to a rule into an optimizer's functional form."""
+    signature = inspect.signature(rule)
+
+    @functools.wraps(rule)
+    def factory(*args: _P.args, **kwargs: _P.kwargs) -> OptimizerTransformation:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        transformation = RuleTransformation.__new__(OptimizerTransformation, rule(*args, **kwargs))
+        assert isinstance(transformation, OptimizerTransformation)
+        transformation.factory = factory
+        transformation.hyperparameters = dict(bound.arguments)
+        return transformation
+
+    return factory

@@ -1,0 +1,143 @@
+"""Adadelta."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torchopt._rule import Direction, Rule
+from torchopt._validate import check_non_negative, check_unit_interval
+from torchopt._workspace import zeros_like
+from torchopt.base import GradientTransformation, RuleTransformation
+from torchopt.optim._descent import Descent, optimizer
+from torchopt.optim._meta import MetaOptimizer
+from torchopt.optim.base import Optimizer
+
+if TYPE_CHECKING:
+    from torchopt._arithmetic import Leaves
+    from torchopt._workspace import Workspace
+    from torchopt.typing import OptState, Params, Scalar, ScalarOrSchedule, TensorTree
+
+__all__ = ["AdaDelta", "Adadelta", "MetaAdaDelta", "MetaAdadelta", "adadelta", "scale_by_adadelta"]
+
+
+class ScaleByAdadeltaState(NamedTuple):
+    """The state of :func:`scale_by_adadelta`; every field changes in every step."""
+
+    # moving averages of the squared gradients, a tree like the parameters
+    mu: TensorTree
+    # moving averages of the squared updates, a tree like the parameters
+    nu: TensorTree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScaleByAdadelta(Rule):
+    """The rule of Adadelta; see :func:`scale_by_adadelta`."""
+
+    rho: Scalar
+    eps: Scalar
+    moment_requires_grad: bool
+
+    def __post_init__(self) -> None:
+        check_unit_interval("rho", self.rho)
+        check_non_negative("eps", self.eps)
+
+    def init(self, params: Params) -> OptState:
+        return ScaleByAdadeltaState(
+            mu=zeros_like(params, self.moment_requires_grad),
+            nu=zeros_like(params, self.moment_requires_grad),
+        )
+
+    def update(
+        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
+    ) -> tuple[Direction, OptState]:
+        mu, nu = work.read(state, ScaleByAdadeltaState)
+        grads = updates.materialize(work)
+        mu = work.reuse.ema_square(mu, grads, self.rho)
+        delta = work.reuse.sqrt(work.fresh.add(nu, self.eps))
+        delta = work.reuse.div(delta, work.reuse.sqrt(work.fresh.add(mu, self.eps)))
+        delta = work.reuse.mul(delta, grads)
+        nu = work.reuse.ema_square(nu, delta, self.rho)
+        return Direction(delta, borrowed=False), work.write(state, mu, nu)
+
+
+def scale_by_adadelta(
+    rho: Scalar = 0.9, eps: Scalar = 1e-6, moment_requires_grad: bool = False
+) -> GradientTransformation:
+    r"""Rescale by the ratio of the running sizes of updates and gradients.
+
+    .. math::
+        v_t &= \rho\, v_{t-1} + (1 - \rho)\, g_t^2, \qquad
+        u_t = \frac{\sqrt{s_{t-1} + \epsilon}}{\sqrt{v_t + \epsilon}}\, g_t, \\
+        s_t &= \rho\, s_{t-1} + (1 - \rho)\, u_t^2 .
+
+    Args:
+        rho: :math:`\rho`, in [0, 1).
+        eps: :math:`\epsilon`, added inside of both roots.
+        moment_requires_grad: Whether the initial averages require gradients.
+
+    Numbers are differentiable if given as 0-dim tensors.
+
+    Raises:
+        ValueError: If a number is outside of its range.
+
+    Reference:
+        Zeiler, "ADADELTA: An Adaptive Learning Rate Method", arXiv:1212.5701, Algorithm 1.
+    """
+    return RuleTransformation(ScaleByAdadelta(rho, eps, moment_requires_grad))
+
+
+@optimizer
+def adadelta(
+    lr: ScalarOrSchedule | TensorTree = 1.0,
+    rho: Scalar = 0.9,
+    eps: Scalar = 1e-6,
+    weight_decay: Scalar = 0.0,
+    *,
+    moment_requires_grad: bool = False,
+    maximize: bool = False,
+    use_accelerated_op: bool | None = None,
+) -> Rule:
+    r"""Adadelta, as in :class:`torch.optim.Adadelta`.
+
+    .. math::
+        g_t &= \nabla f(\theta_{t-1}) + \lambda\, \theta_{t-1}, \qquad
+        v_t = \rho\, v_{t-1} + (1 - \rho)\, g_t^2, \\
+        u_t &= \frac{\sqrt{s_{t-1} + \epsilon}}{\sqrt{v_t + \epsilon}}\, g_t, \qquad
+        s_t = \rho\, s_{t-1} + (1 - \rho)\, u_t^2, \\
+        \theta_t &= \theta_{t-1} - \eta\, u_t .
+
+    Args:
+        lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+        rho: :math:`\rho`, in [0, 1).
+        eps: :math:`\epsilon`, added inside of both roots.
+        weight_decay: :math:`\lambda`, coupled to the gradient; needs ``params`` in ``update``.
+        moment_requires_grad: Whether the initial moments require gradients.
+        maximize: Whether to ascend.
+        use_accelerated_op: As in :func:`~torchopt.adam`.
+
+    Raises:
+        ValueError: If a number is outside of its range or not finite.
+
+    Reference:
+        Zeiler, "ADADELTA: An Adaptive Learning Rate Method", arXiv:1212.5701, Algorithm 1.
+    """
+    return Descent(
+        direction=ScaleByAdadelta(rho, eps, moment_requires_grad),
+        lr=lr,
+        weight_decay=weight_decay,
+        maximize=maximize,
+        use_accelerated_op=use_accelerated_op,
+    )
+
+
+class Adadelta(Optimizer, functional=adadelta):
+    """Adadelta as a :class:`torch.optim.Optimizer`; see :func:`adadelta`."""
+
+
+class MetaAdadelta(MetaOptimizer, functional=adadelta):
+    """Differentiable Adadelta on a module; see :func:`adadelta`."""
+
+
+AdaDelta = Adadelta
+MetaAdaDelta = MetaAdadelta

@@ -1,0 +1,147 @@
+"""Adagrad."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from torchopt._rule import Direction, Rule
+from torchopt._validate import check_non_negative
+from torchopt._workspace import beside_steps, counts_like, filled_like
+from torchopt.base import GradientTransformation, RuleTransformation
+from torchopt.optim._descent import Descent, optimizer
+from torchopt.optim._meta import MetaOptimizer
+from torchopt.optim.base import Optimizer
+
+if TYPE_CHECKING:
+    from torchopt._arithmetic import Leaves
+    from torchopt._workspace import Workspace
+    from torchopt.typing import OptState, Params, Scalar, ScalarOrSchedule, TensorTree
+
+__all__ = ["AdaGrad", "Adagrad", "MetaAdaGrad", "MetaAdagrad", "adagrad", "scale_by_rss"]
+
+
+class ScaleByRssState(NamedTuple):
+    """The state of :func:`scale_by_rss`; every field changes in every step."""
+
+    # sums of squared gradients, a tree like the parameters
+    sum_of_squares: TensorTree
+    # steps taken by each leaf (0-dim int64)
+    count: TensorTree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScaleByRss(Rule):
+    """The rule of Adagrad; see :func:`scale_by_rss`."""
+
+    initial_accumulator_value: Scalar
+    eps: Scalar
+    lr_decay: Scalar = 0.0
+
+    def __post_init__(self) -> None:
+        check_non_negative("initial_accumulator_value", self.initial_accumulator_value)
+        check_non_negative("eps", self.eps)
+        check_non_negative("lr_decay", self.lr_decay)
+
+    def init(self, params: Params) -> OptState:
+        return ScaleByRssState(
+            sum_of_squares=filled_like(params, self.initial_accumulator_value),
+            count=counts_like(params),
+        )
+
+    def update(
+        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
+    ) -> tuple[Direction, OptState]:
+        sums, count = work.read(state, ScaleByRssState)
+        grads = updates.materialize(work)
+        sums = work.reuse.addcmul(sums, grads, grads)
+        count = work.reuse.add(count, 1)
+        denominators = work.reuse.add(work.fresh.sqrt(sums), self.eps)
+        if isinstance(self.lr_decay, torch.Tensor) or self.lr_decay > 0:
+            (slowdown,) = work.per_step(count, self._slowdown)
+            denominators = work.reuse.mul(denominators, slowdown)
+        return Direction(grads, denominators), work.write(state, sums, count)
+
+    def _slowdown(self, t: Any) -> tuple[Any]:
+        return (1 + beside_steps(self.lr_decay) * (t - 1),)
+
+
+def scale_by_rss(
+    initial_accumulator_value: Scalar = 0.0, eps: Scalar = 1e-10
+) -> GradientTransformation:
+    r"""Rescale by the root of the sum of all squared gradients so far.
+
+    .. math::
+        G_t = G_{t-1} + g_t^2, \qquad u_t = \frac{g_t}{\sqrt{G_t} + \epsilon} .
+
+    Args:
+        initial_accumulator_value: :math:`G_0 \ge 0`.
+        eps: :math:`\epsilon \ge 0`.
+
+    Both are differentiable if given as 0-dim tensors.
+
+    Raises:
+        ValueError: If a number is negative or not finite.
+
+    Reference:
+        Duchi, Hazan, Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
+        Optimization", JMLR 2011.
+    """
+    return RuleTransformation(ScaleByRss(initial_accumulator_value, eps))
+
+
+@optimizer
+def adagrad(
+    lr: ScalarOrSchedule | TensorTree = 1e-2,
+    lr_decay: Scalar = 0.0,
+    weight_decay: Scalar = 0.0,
+    initial_accumulator_value: Scalar = 0.0,
+    eps: Scalar = 1e-10,
+    *,
+    maximize: bool = False,
+    use_accelerated_op: bool | None = None,
+) -> Rule:
+    r"""Adagrad, as in :class:`torch.optim.Adagrad`.
+
+    .. math::
+        g_t &= \nabla f(\theta_{t-1}) + \lambda\, \theta_{t-1}, \qquad G_t = G_{t-1} + g_t^2, \\
+        \theta_t &= \theta_{t-1} - \frac{\eta}{1 + (t - 1)\, \eta'}
+                    \frac{g_t}{\sqrt{G_t} + \epsilon} .
+
+    Args:
+        lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+        lr_decay: :math:`\eta' \ge 0`.
+        weight_decay: :math:`\lambda`, coupled to the gradient; needs ``params`` in ``update``.
+        initial_accumulator_value: :math:`G_0 \ge 0`.
+        eps: :math:`\epsilon \ge 0`.
+        maximize: Whether to ascend.
+        use_accelerated_op: As in :func:`~torchopt.adam`.
+
+    Raises:
+        ValueError: If a number is outside of its range or not finite.
+
+    Reference:
+        Duchi, Hazan, Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
+        Optimization", JMLR 2011.
+    """
+    return Descent(
+        direction=ScaleByRss(initial_accumulator_value, eps, lr_decay),
+        lr=lr,
+        weight_decay=weight_decay,
+        maximize=maximize,
+        use_accelerated_op=use_accelerated_op,
+    )
+
+
+class Adagrad(Optimizer, functional=adagrad):
+    """Adagrad as a :class:`torch.optim.Optimizer`; see :func:`adagrad`."""
+
+
+class MetaAdagrad(MetaOptimizer, functional=adagrad):
+    """Differentiable Adagrad on a module; see :func:`adagrad`."""
+
+
+AdaGrad = Adagrad
+MetaAdaGrad = MetaAdagrad

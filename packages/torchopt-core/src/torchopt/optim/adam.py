@@ -1,0 +1,259 @@
+"""Adam and AdamW."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from torchopt._rule import Direction, Rule
+from torchopt._validate import check_betas, check_non_negative
+from torchopt._workspace import beside_steps, counts_like, zeros_like
+from torchopt.base import GradientTransformation, RuleTransformation
+from torchopt.optim._descent import Descent, optimizer
+from torchopt.optim._meta import MetaOptimizer
+from torchopt.optim.base import Optimizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torchopt._arithmetic import Leaves
+    from torchopt._workspace import Workspace
+    from torchopt.typing import OptState, Params, Scalar, ScalarOrSchedule, TensorTree
+
+__all__ = ["Adam", "AdamW", "MetaAdam", "MetaAdamW", "adam", "adamw", "scale_by_adam"]
+
+
+class ScaleByAdamState(NamedTuple):
+    """The state of :func:`scale_by_adam`; every field changes in every step."""
+
+    # first moments, a tree like the parameters
+    mu: TensorTree
+    # second moments, a tree like the parameters
+    nu: TensorTree
+    # steps taken by each leaf (0-dim int64)
+    count: TensorTree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScaleByAdam(Rule):
+    """The rule of Adam; see :func:`scale_by_adam`."""
+
+    b1: Scalar
+    b2: Scalar
+    eps: Scalar
+    eps_root: Scalar
+    moment_requires_grad: bool
+
+    def __post_init__(self) -> None:
+        check_betas((self.b1, self.b2))
+        check_non_negative("eps", self.eps)
+        check_non_negative("eps_root", self.eps_root)
+
+    def init(self, params: Params) -> OptState:
+        return ScaleByAdamState(
+            mu=zeros_like(params, self.moment_requires_grad),
+            nu=zeros_like(params, self.moment_requires_grad),
+            count=counts_like(params),
+        )
+
+    def update(
+        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
+    ) -> tuple[Direction, OptState]:
+        mu, nu, count = work.read(state, ScaleByAdamState)
+        grads = updates.materialize(work)
+        mu = work.reuse.ema(mu, grads, self.b1)
+        nu = work.reuse.ema_square(nu, grads, self.b2)
+        count = work.reuse.add(count, 1)
+
+        eps_root, slope, offset = work.per_step(count, self._corrections)
+        has_eps_root = isinstance(self.eps_root, torch.Tensor) or self.eps_root > 0
+        squares = work.fresh.add(nu, eps_root) if has_eps_root else nu
+        denominators = work.fresh.sqrt(squares)
+        denominators = work.reuse.mul(denominators, slope)
+        denominators = work.reuse.add(denominators, offset)
+        return Direction(mu, denominators), work.write(state, mu, nu, count)
+
+    def _corrections(self, t: Any) -> tuple[Any, Any, Any]:
+        """Return ``(r, a, b)`` of the denominators ``a * sqrt(v + r) + b`` of ``m``.
+
+        These are the bias corrections, moved to where they cost the fewest passes over memory.
+        """
+        c1 = 1 - beside_steps(self.b1) ** t
+        c2 = 1 - beside_steps(self.b2) ** t
+        return beside_steps(self.eps_root) * c2, c1 / c2**0.5, beside_steps(self.eps) * c1
+
+
+def scale_by_adam(
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    moment_requires_grad: bool = False,
+) -> GradientTransformation:
+    r"""Rescale by Adam's bias-corrected moments.
+
+    .. math::
+        m_t &= \beta_1 m_{t-1} + (1 - \beta_1)\, g_t, \qquad
+        v_t = \beta_2 v_{t-1} + (1 - \beta_2)\, g_t^2, \\
+        u_t &= \frac{m_t / (1 - \beta_1^t)}
+                    {\sqrt{v_t / (1 - \beta_2^t) + \bar\epsilon} + \epsilon} .
+
+    Where :math:`v_t` is exactly zero the derivatives of the square root are taken as zero, so a
+    zero gradient never turns a meta-gradient into NaN.
+
+    Args:
+        b1: Decay :math:`\beta_1` of the first moments, in [0, 1).
+        b2: Decay :math:`\beta_2` of the second moments, in [0, 1).
+        eps: :math:`\epsilon`, added outside of the root.
+        eps_root: :math:`\bar\epsilon`, added inside of the root.
+        moment_requires_grad: Whether the initial moments require gradients.
+
+    All numbers are differentiable if given as 0-dim tensors.
+
+    Raises:
+        ValueError: If a number is outside of its range.
+
+    Example:
+        >>> import torch, torchopt
+        >>> adam = torchopt.transform.scale_by_adam()
+        >>> updates, state = adam.update(torch.tensor([-3.0]), adam.init(torch.zeros(1)))
+        >>> updates
+        tensor([-1.])
+
+    Reference:
+        Kingma, Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, Algorithm 1.
+    """
+    return RuleTransformation(ScaleByAdam(b1, b2, eps, eps_root, moment_requires_grad))
+
+
+@optimizer
+def adam(
+    lr: ScalarOrSchedule | TensorTree = 1e-3,
+    betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    *,
+    eps_root: Scalar = 0.0,
+    moment_requires_grad: bool = False,
+    maximize: bool = False,
+    use_accelerated_op: bool | None = None,
+) -> Rule:
+    r"""Adam, as in :class:`torch.optim.Adam`.
+
+    .. math::
+        g_t &= \nabla f(\theta_{t-1}) + \lambda\, \theta_{t-1}, \\
+        m_t &= \beta_1 m_{t-1} + (1 - \beta_1)\, g_t, \qquad
+        v_t = \beta_2 v_{t-1} + (1 - \beta_2)\, g_t^2, \\
+        \theta_t &= \theta_{t-1} - \eta\, \frac{m_t / (1 - \beta_1^t)}
+                    {\sqrt{v_t / (1 - \beta_2^t) + \bar\epsilon} + \epsilon} .
+
+    Args:
+        lr: Learning rate :math:`\eta`: a number, a 0-dim tensor, a schedule of the step, or a tree
+            of tensors shaped like the parameters. Tensors receive gradients.
+        betas: Decays :math:`(\beta_1, \beta_2)` of the moments, in [0, 1).
+        eps: :math:`\epsilon`, added outside of the root.
+        weight_decay: :math:`\lambda`, coupled to the gradient; needs ``params`` in ``update``.
+        eps_root: :math:`\bar\epsilon`, added inside of the root.
+        moment_requires_grad: Whether the initial moments require gradients.
+        maximize: Whether to ascend.
+        use_accelerated_op: ``True`` insists on the compiled kernels of ``torchopt-accel``,
+            ``None`` uses them where they are installed and apply, ``False`` never does.
+
+    Raises:
+        ValueError: If a number is outside of its range or not finite.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optim = torchopt.adam(lr=0.1)
+        >>> params = {"w": torch.tensor([1.0])}
+        >>> updates, state = optim.update({"w": torch.tensor([2.0])}, optim.init(params))
+        >>> torchopt.apply_updates(params, updates)
+        {'w': tensor([0.9000])}
+
+    Reference:
+        Kingma, Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, Algorithm 1.
+    """
+    check_betas(betas)
+    return Descent(
+        direction=ScaleByAdam(*betas, eps, eps_root, moment_requires_grad),
+        lr=lr,
+        weight_decay=weight_decay,
+        maximize=maximize,
+        use_accelerated_op=use_accelerated_op,
+    )
+
+
+@optimizer
+def adamw(
+    lr: ScalarOrSchedule | TensorTree = 1e-3,
+    betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 1e-2,
+    *,
+    eps_root: Scalar = 0.0,
+    mask: Any | Callable[[Params], Any] | None = None,
+    moment_requires_grad: bool = False,
+    maximize: bool = False,
+    use_accelerated_op: bool | None = None,
+) -> Rule:
+    r"""Adam with decoupled weight decay, as in :class:`torch.optim.AdamW`.
+
+    .. math::
+        \theta_t = \theta_{t-1} - \eta \left( \frac{m_t / (1 - \beta_1^t)}
+        {\sqrt{v_t / (1 - \beta_2^t) + \bar\epsilon} + \epsilon} + \lambda\, \theta_{t-1} \right) .
+
+    Args:
+        lr: Learning rate :math:`\eta`, in every form that :func:`adam` takes.
+        betas: Decays :math:`(\beta_1, \beta_2)` of the moments, in [0, 1).
+        eps: :math:`\epsilon`, added outside of the root.
+        weight_decay: :math:`\lambda`, decoupled from the gradient; needs ``params`` in ``update``.
+        eps_root: :math:`\bar\epsilon`, added inside of the root.
+        mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+            parameters to one; all by default.
+        moment_requires_grad: Whether the initial moments require gradients.
+        maximize: Whether to ascend.
+        use_accelerated_op: As in :func:`adam`.
+
+    Raises:
+        ValueError: If a number is outside of its range or not finite.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optim = torchopt.adamw(lr=0.1, mask={"w": True, "b": False})
+        >>> params = {"w": torch.ones(1), "b": torch.ones(1)}
+        >>> grads = {"w": torch.zeros(1), "b": torch.zeros(1)}
+        >>> updates, state = optim.update(grads, optim.init(params), params=params)
+        >>> torchopt.apply_updates(params, updates)
+        {'w': tensor([0.9990]), 'b': tensor([1.])}
+
+    Reference:
+        Loshchilov, Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, Algorithm 2.
+    """
+    check_betas(betas)
+    return Descent(
+        direction=ScaleByAdam(*betas, eps, eps_root, moment_requires_grad),
+        lr=lr,
+        weight_decay=weight_decay,
+        decoupled=True,
+        mask=mask,
+        maximize=maximize,
+        use_accelerated_op=use_accelerated_op,
+    )
+
+
+class Adam(Optimizer, functional=adam):
+    """Adam as a :class:`torch.optim.Optimizer`; see :func:`adam`."""
+
+
+class AdamW(Optimizer, functional=adamw):
+    """AdamW as a :class:`torch.optim.Optimizer`; see :func:`adamw`."""
+
+
+class MetaAdam(MetaOptimizer, functional=adam):
+    """Differentiable Adam on a module; see :func:`adam`."""
+
+
+class MetaAdamW(MetaOptimizer, functional=adamw, moment_requires_grad=False):
+    """Differentiable AdamW on a module; see :func:`adamw`."""

@@ -1,0 +1,152 @@
+"""Adamax."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torchopt._rule import Direction, Rule
+from torchopt._validate import check_betas, check_non_negative
+from torchopt._workspace import beside_steps, counts_like, zeros_like
+from torchopt.base import GradientTransformation, RuleTransformation
+from torchopt.optim._descent import Descent, optimizer
+from torchopt.optim._meta import MetaOptimizer
+from torchopt.optim.base import Optimizer
+
+if TYPE_CHECKING:
+    from torchopt._arithmetic import Leaves
+    from torchopt._workspace import Workspace
+    from torchopt.typing import OptState, Params, Scalar, ScalarOrSchedule, TensorTree
+
+__all__ = ["AdaMax", "Adamax", "MetaAdaMax", "MetaAdamax", "adamax", "scale_by_adamax"]
+
+
+class ScaleByAdamaxState(NamedTuple):
+    """The state of :func:`scale_by_adamax`; every field changes in every step."""
+
+    # first moments, a tree like the parameters
+    mu: TensorTree
+    # infinity moments, a tree like the parameters
+    nu: TensorTree
+    # steps taken by each leaf (0-dim int64)
+    count: TensorTree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScaleByAdamax(Rule):
+    """The rule of Adamax; see :func:`scale_by_adamax`."""
+
+    b1: Scalar
+    b2: Scalar
+    eps: Scalar
+    moment_requires_grad: bool
+
+    def __post_init__(self) -> None:
+        check_betas((self.b1, self.b2))
+        check_non_negative("eps", self.eps)
+
+    def init(self, params: Params) -> OptState:
+        return ScaleByAdamaxState(
+            mu=zeros_like(params, self.moment_requires_grad),
+            nu=zeros_like(params, self.moment_requires_grad),
+            count=counts_like(params),
+        )
+
+    def update(
+        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
+    ) -> tuple[Direction, OptState]:
+        mu, nu, count = work.read(state, ScaleByAdamaxState)
+        grads = updates.materialize(work)
+        mu = work.reuse.ema(mu, grads, self.b1)
+        sizes = work.reuse.add(work.fresh.abs(grads), self.eps)
+        nu = work.reuse.maximum(work.reuse.mul(nu, self.b2), sizes)
+        count = work.reuse.add(count, 1)
+        (c1,) = work.per_step(count, lambda t: (1 - beside_steps(self.b1) ** t,))
+        denominators = work.fresh.mul(nu, c1)
+        return Direction(mu, denominators), work.write(state, mu, nu, count)
+
+
+def scale_by_adamax(
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-6,
+    moment_requires_grad: bool = False,
+) -> GradientTransformation:
+    r"""Rescale the bias-corrected first moments by the infinity moments.
+
+    .. math::
+        m_t &= \beta_1 m_{t-1} + (1 - \beta_1)\, g_t, \qquad
+        v_t = \max(\beta_2 v_{t-1},\, |g_t| + \epsilon), \\
+        u_t &= \frac{m_t}{(1 - \beta_1^t)\, v_t} .
+
+    Args:
+        b1: Decay :math:`\beta_1` of the first moments, in [0, 1).
+        b2: Decay :math:`\beta_2` of the infinity moments, in [0, 1).
+        eps: :math:`\epsilon \ge 0`.
+        moment_requires_grad: Whether the initial moments require gradients.
+
+    Numbers are differentiable if given as 0-dim tensors.
+
+    Raises:
+        ValueError: If a number is outside of its range.
+
+    Reference:
+        Kingma, Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, Algorithm 2.
+    """
+    return RuleTransformation(ScaleByAdamax(b1, b2, eps, moment_requires_grad))
+
+
+@optimizer
+def adamax(
+    lr: ScalarOrSchedule | TensorTree = 2e-3,
+    betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    *,
+    moment_requires_grad: bool = False,
+    maximize: bool = False,
+    use_accelerated_op: bool | None = None,
+) -> Rule:
+    r"""Adamax, as in :class:`torch.optim.Adamax`.
+
+    .. math::
+        g_t &= \nabla f(\theta_{t-1}) + \lambda\, \theta_{t-1}, \qquad
+        m_t = \beta_1 m_{t-1} + (1 - \beta_1)\, g_t, \\
+        v_t &= \max(\beta_2 v_{t-1},\, |g_t| + \epsilon), \qquad
+        \theta_t = \theta_{t-1} - \eta\, \frac{m_t}{(1 - \beta_1^t)\, v_t} .
+
+    Args:
+        lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+        betas: Decays :math:`(\beta_1, \beta_2)` of the moments, in [0, 1).
+        eps: :math:`\epsilon \ge 0`.
+        weight_decay: :math:`\lambda`, coupled to the gradient; needs ``params`` in ``update``.
+        moment_requires_grad: Whether the initial moments require gradients.
+        maximize: Whether to ascend.
+        use_accelerated_op: As in :func:`~torchopt.adam`.
+
+    Raises:
+        ValueError: If a number is outside of its range or not finite.
+
+    Reference:
+        Kingma, Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, Algorithm 2.
+    """
+    check_betas(betas)
+    return Descent(
+        direction=ScaleByAdamax(*betas, eps, moment_requires_grad),
+        lr=lr,
+        weight_decay=weight_decay,
+        maximize=maximize,
+        use_accelerated_op=use_accelerated_op,
+    )
+
+
+class Adamax(Optimizer, functional=adamax):
+    """Adamax as a :class:`torch.optim.Optimizer`; see :func:`adamax`."""
+
+
+class MetaAdamax(MetaOptimizer, functional=adamax):
+    """Differentiable Adamax on a module; see :func:`adamax`."""
+
+
+AdaMax = Adamax
+MetaAdaMax = MetaAdamax

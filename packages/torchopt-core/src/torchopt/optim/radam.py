@@ -1,0 +1,174 @@
+"""RAdam."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from torchopt._rule import Direction, Rule
+from torchopt._validate import check_betas, check_non_negative
+from torchopt._workspace import beside_steps, counts_like, zeros_like
+from torchopt.base import GradientTransformation, RuleTransformation
+from torchopt.optim._descent import Descent, optimizer
+from torchopt.optim._meta import MetaOptimizer
+from torchopt.optim.base import Optimizer
+
+if TYPE_CHECKING:
+    from torchopt._arithmetic import Leaves
+    from torchopt._workspace import Workspace
+    from torchopt.typing import OptState, Params, Scalar, ScalarOrSchedule, TensorTree
+
+__all__ = ["MetaRAdam", "RAdam", "radam", "scale_by_radam"]
+
+
+class ScaleByRAdamState(NamedTuple):
+    """The state of :func:`scale_by_radam`; every field changes in every step."""
+
+    # first moments, a tree like the parameters
+    mu: TensorTree
+    # second moments, a tree like the parameters
+    nu: TensorTree
+    # steps taken by each leaf (0-dim int64)
+    count: TensorTree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScaleByRAdam(Rule):
+    """The rule of RAdam; see :func:`scale_by_radam`."""
+
+    b1: Scalar
+    b2: Scalar
+    eps: Scalar
+    moment_requires_grad: bool
+
+    def __post_init__(self) -> None:
+        check_betas((self.b1, self.b2))
+        check_non_negative("eps", self.eps)
+
+    def init(self, params: Params) -> OptState:
+        return ScaleByRAdamState(
+            mu=zeros_like(params, self.moment_requires_grad),
+            nu=zeros_like(params, self.moment_requires_grad),
+            count=counts_like(params),
+        )
+
+    def update(
+        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
+    ) -> tuple[Direction, OptState]:
+        mu, nu, count = work.read(state, ScaleByRAdamState)
+        grads = updates.materialize(work)
+        mu = work.reuse.ema(mu, grads, self.b1)
+        nu = work.reuse.ema_square(nu, grads, self.b2)
+        count = work.reuse.add(count, 1)
+        slope, offset = work.per_step(count, self._corrections)
+        denominators = work.reuse.mul(work.fresh.sqrt(nu), slope)
+        denominators = work.reuse.add(denominators, offset)
+        return Direction(mu, denominators), work.write(state, mu, nu, count)
+
+    def _corrections(self, t: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ``(a, b)`` of the denominators ``a * sqrt(v) + b`` of ``m``."""
+        t = torch.as_tensor(t, dtype=torch.float64)
+        b2 = beside_steps(self.b2)
+        c1 = 1 - beside_steps(self.b1) ** t
+        c2 = 1 - b2**t
+        rho_inf = 2 / (1 - b2) - 1 + torch.zeros_like(t)
+        rho = rho_inf - 2 * t * b2**t / c2
+        rectified = rho > 5
+        # 6 keeps the branch that is not taken away from the root's and the quotient's zeros
+        rho = torch.where(rectified, rho, 6.0)
+        rho_inf = torch.where(rectified, rho_inf, 6.0)
+        squared = (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)
+        slope = torch.where(rectified, c1 / (c2 * squared).sqrt(), 0.0)
+        return slope, torch.where(rectified, slope * beside_steps(self.eps), c1)
+
+
+def scale_by_radam(
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-6,
+    moment_requires_grad: bool = False,
+) -> GradientTransformation:
+    r"""Rescale by Adam's moments, with the variance of the second one rectified.
+
+    .. math::
+        \rho_\infty &= \tfrac{2}{1 - \beta_2} - 1, \qquad
+        \rho_t = \rho_\infty - \frac{2 t \beta_2^t}{1 - \beta_2^t}, \qquad
+        r_t^2 = \frac{(\rho_t - 4)(\rho_t - 2) \rho_\infty}
+                     {(\rho_\infty - 4)(\rho_\infty - 2) \rho_t}, \\
+        u_t &= \frac{m_t}{1 - \beta_1^t} \cdot
+        \begin{cases}
+            r_t \sqrt{1 - \beta_2^t} \,/\, (\sqrt{v_t} + \epsilon) & \rho_t > 5, \\
+            1 & \text{otherwise.}
+        \end{cases}
+
+    Args:
+        b1: Decay :math:`\beta_1` of the first moments :math:`m_t`, in [0, 1).
+        b2: Decay :math:`\beta_2` of the second moments :math:`v_t`, in [0, 1).
+        eps: :math:`\epsilon \ge 0`.
+        moment_requires_grad: Whether the initial moments require gradients.
+
+    Numbers are differentiable if given as 0-dim tensors.
+
+    Raises:
+        ValueError: If a number is outside of its range.
+
+    Reference:
+        Liu, Jiang, He, Chen, Liu, Gao, Han, "On the Variance of the Adaptive Learning Rate and
+        Beyond", ICLR 2020, Algorithm 2.
+    """
+    return RuleTransformation(ScaleByRAdam(b1, b2, eps, moment_requires_grad))
+
+
+@optimizer
+def radam(
+    lr: ScalarOrSchedule | TensorTree = 1e-3,
+    betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    *,
+    moment_requires_grad: bool = False,
+    maximize: bool = False,
+    use_accelerated_op: bool | None = None,
+) -> Rule:
+    r"""RAdam, as in :class:`torch.optim.RAdam`.
+
+    .. math::
+        g_t = \nabla f(\theta_{t-1}) + \lambda\, \theta_{t-1}, \qquad
+        \theta_t = \theta_{t-1} - \eta\, u_t(g_t),
+
+    with the rectified direction :math:`u_t` of :func:`~torchopt.transform.scale_by_radam`.
+
+    Args:
+        lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+        betas: Decays :math:`(\beta_1, \beta_2)` of the moments, in [0, 1).
+        eps: :math:`\epsilon \ge 0`.
+        weight_decay: :math:`\lambda`, coupled to the gradient; needs ``params`` in ``update``.
+        moment_requires_grad: Whether the initial moments require gradients.
+        maximize: Whether to ascend.
+        use_accelerated_op: As in :func:`~torchopt.adam`.
+
+    Raises:
+        ValueError: If a number is outside of its range or not finite.
+
+    Reference:
+        Liu, Jiang, He, Chen, Liu, Gao, Han, "On the Variance of the Adaptive Learning Rate and
+        Beyond", ICLR 2020, Algorithm 2.
+    """
+    check_betas(betas)
+    return Descent(
+        direction=ScaleByRAdam(*betas, eps, moment_requires_grad),
+        lr=lr,
+        weight_decay=weight_decay,
+        maximize=maximize,
+        use_accelerated_op=use_accelerated_op,
+    )
+
+
+class RAdam(Optimizer, functional=radam):
+    """RAdam as a :class:`torch.optim.Optimizer`; see :func:`radam`."""
+
+
+class MetaRAdam(MetaOptimizer, functional=radam):
+    """Differentiable RAdam on a module; see :func:`radam`."""

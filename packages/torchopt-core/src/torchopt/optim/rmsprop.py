@@ -1,0 +1,224 @@
+"""RMSprop."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from torchopt._rule import Direction, Rule
+from torchopt._validate import check_non_negative, check_unit_interval
+from torchopt._workspace import filled_like, zeros_like
+from torchopt.base import Chain, GradientTransformation, RuleTransformation
+from torchopt.optim._descent import Descent, optimizer
+from torchopt.optim._meta import MetaOptimizer
+from torchopt.optim.base import Optimizer
+from torchopt.optim.sgd import Trace
+
+if TYPE_CHECKING:
+    from torchopt._arithmetic import Leaves
+    from torchopt._workspace import Workspace
+    from torchopt.typing import OptState, Params, Scalar, ScalarOrSchedule, TensorTree
+
+__all__ = [
+    "MetaRMSProp",
+    "MetaRMSprop",
+    "RMSProp",
+    "RMSprop",
+    "rmsprop",
+    "scale_by_rms",
+    "scale_by_stddev",
+]
+
+
+class ScaleByRmsState(NamedTuple):
+    """The state of :func:`scale_by_rms`."""
+
+    # moving averages of the squared gradients, a tree like the parameters; changes in every step
+    nu: TensorTree
+
+
+class ScaleByRStdDevState(NamedTuple):
+    """The state of :func:`scale_by_stddev`; every field changes in every step."""
+
+    # moving averages of the gradients, a tree like the parameters
+    mu: TensorTree
+    # moving averages of the squared gradients, a tree like the parameters
+    nu: TensorTree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScaleByRms(Rule):
+    """The rule of RMSprop; see :func:`scale_by_rms`."""
+
+    alpha: Scalar
+    eps: Scalar
+    initial_scale: Scalar
+
+    def __post_init__(self) -> None:
+        check_unit_interval("alpha", self.alpha)
+        check_non_negative("eps", self.eps)
+        check_non_negative("initial_scale", self.initial_scale)
+
+    def init(self, params: Params) -> OptState:
+        return ScaleByRmsState(nu=filled_like(params, self.initial_scale))
+
+    def update(
+        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
+    ) -> tuple[Direction, OptState]:
+        (nu,) = work.read(state, ScaleByRmsState)
+        grads = updates.materialize(work)
+        nu = work.reuse.ema_square(nu, grads, self.alpha)
+        denominators = work.reuse.add(work.fresh.sqrt(nu), self.eps)
+        return Direction(grads, denominators), work.write(state, nu)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScaleByStdDev(Rule):
+    """The rule of centered RMSprop; see :func:`scale_by_stddev`."""
+
+    alpha: Scalar
+    eps: Scalar
+    initial_scale: Scalar
+
+    def __post_init__(self) -> None:
+        check_unit_interval("alpha", self.alpha)
+        check_non_negative("eps", self.eps)
+        check_non_negative("initial_scale", self.initial_scale)
+
+    def init(self, params: Params) -> OptState:
+        return ScaleByRStdDevState(
+            mu=zeros_like(params), nu=filled_like(params, self.initial_scale)
+        )
+
+    def update(
+        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
+    ) -> tuple[Direction, OptState]:
+        mu, nu = work.read(state, ScaleByRStdDevState)
+        grads = updates.materialize(work)
+        mu = work.reuse.ema(mu, grads, self.alpha)
+        nu = work.reuse.ema_square(nu, grads, self.alpha)
+        variances = work.fresh.addcmul(nu, mu, mu, value=-1.0)
+        denominators = work.reuse.add(work.fresh.sqrt(variances), self.eps)
+        return Direction(grads, denominators), work.write(state, mu, nu)
+
+
+def scale_by_rms(
+    alpha: Scalar = 0.9, eps: Scalar = 1e-8, initial_scale: Scalar = 0.0
+) -> GradientTransformation:
+    r"""Rescale by the root of a moving average of the squared gradients.
+
+    .. math::
+        v_t = \alpha\, v_{t-1} + (1 - \alpha)\, g_t^2, \qquad
+        u_t = \frac{g_t}{\sqrt{v_t} + \epsilon} .
+
+    Args:
+        alpha: :math:`\alpha`, in [0, 1).
+        eps: :math:`\epsilon \ge 0`.
+        initial_scale: :math:`v_0 \ge 0`.
+
+    All are differentiable if given as 0-dim tensors.
+
+    Raises:
+        ValueError: If a number is outside of its range.
+
+    Reference:
+        Tieleman, Hinton, "Lecture 6.5: rmsprop", Neural Networks for Machine Learning, 2012.
+    """
+    return RuleTransformation(ScaleByRms(alpha, eps, initial_scale))
+
+
+def scale_by_stddev(
+    alpha: Scalar = 0.9, eps: Scalar = 1e-8, initial_scale: Scalar = 0.0
+) -> GradientTransformation:
+    r"""Rescale by a running estimate of the gradients' standard deviation.
+
+    .. math::
+        m_t &= \alpha\, m_{t-1} + (1 - \alpha)\, g_t, \qquad
+        v_t = \alpha\, v_{t-1} + (1 - \alpha)\, g_t^2, \\
+        u_t &= \frac{g_t}{\sqrt{v_t - m_t^2} + \epsilon} .
+
+    Args:
+        alpha: :math:`\alpha`, in [0, 1).
+        eps: :math:`\epsilon \ge 0`.
+        initial_scale: :math:`v_0 \ge 0`.
+
+    All are differentiable if given as 0-dim tensors.
+
+    Raises:
+        ValueError: If a number is outside of its range.
+
+    Reference:
+        Graves, "Generating Sequences With Recurrent Neural Networks", arXiv:1308.0850, eq. 38-45.
+    """
+    return RuleTransformation(ScaleByStdDev(alpha, eps, initial_scale))
+
+
+@optimizer
+def rmsprop(
+    lr: ScalarOrSchedule | TensorTree = 1e-2,
+    alpha: Scalar = 0.99,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    momentum: Scalar = 0.0,
+    centered: bool = False,
+    *,
+    initial_scale: Scalar = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    use_accelerated_op: bool | None = None,
+) -> Rule:
+    r"""RMSprop, as in :class:`torch.optim.RMSprop`.
+
+    .. math::
+        g_t &= \nabla f(\theta_{t-1}) + \lambda\, \theta_{t-1}, \qquad
+        v_t = \alpha\, v_{t-1} + (1 - \alpha)\, g_t^2, \\
+        b_t &= \mu\, b_{t-1} + \frac{g_t}{\sqrt{v_t} + \epsilon}, \qquad
+        \theta_t = \theta_{t-1} - \eta\, b_t .
+
+    The centered form has :math:`v_t - m_t^2` in the root, with :math:`m_t` the moving average of
+    the gradients.
+
+    Args:
+        lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+        alpha: :math:`\alpha`, in [0, 1).
+        eps: :math:`\epsilon \ge 0`.
+        weight_decay: :math:`\lambda`, coupled to the gradient; needs ``params`` in ``update``.
+        momentum: :math:`\mu \ge 0`; zero keeps no buffer.
+        centered: Whether to estimate the variance instead of the second moment.
+        initial_scale: :math:`v_0 \ge 0`.
+        nesterov: Whether the momentum looks ahead; needs a momentum.
+        maximize: Whether to ascend.
+        use_accelerated_op: As in :func:`~torchopt.adam`.
+
+    Raises:
+        ValueError: If a number is outside of its range or not finite.
+
+    Reference:
+        Tieleman, Hinton, "Lecture 6.5: rmsprop", Neural Networks for Machine Learning, 2012;
+        Graves, arXiv:1308.0850, for the centered form.
+    """
+    direction: Rule = (ScaleByStdDev if centered else ScaleByRms)(alpha, eps, initial_scale)
+    buffer = Trace(momentum, 0.0, nesterov, moment_requires_grad=False)
+    if isinstance(momentum, torch.Tensor) or momentum > 0:
+        direction = Chain((direction, buffer))
+    return Descent(
+        direction=direction,
+        lr=lr,
+        weight_decay=weight_decay,
+        maximize=maximize,
+        use_accelerated_op=use_accelerated_op,
+    )
+
+
+class RMSprop(Optimizer, functional=rmsprop):
+    """RMSprop as a :class:`torch.optim.Optimizer`; see :func:`rmsprop`."""
+
+
+class MetaRMSprop(MetaOptimizer, functional=rmsprop):
+    """Differentiable RMSprop on a module; see :func:`rmsprop`."""
+
+
+RMSProp = RMSprop
+MetaRMSProp = MetaRMSprop

@@ -1,0 +1,48 @@
+"""Gradient transformations, to be composed by :func:`torchopt.chain`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torchopt._extensions import attributes
+from torchopt.clip import clip_by_global_norm, clip_by_value, clip_grad_norm
+from torchopt.hook import register_hook
+from torchopt.optim.adadelta import scale_by_adadelta
+from torchopt.optim.adagrad import scale_by_rss
+from torchopt.optim.adam import scale_by_adam
+from torchopt.optim.adamax import scale_by_adamax
+from torchopt.optim.radam import scale_by_radam
+from torchopt.optim.rmsprop import scale_by_rms, scale_by_stddev
+from torchopt.optim.sgd import trace
+from torchopt.transform._elementary import (
+    add_decayed_weights,
+    masked,
+    nan_to_num,
+    scale,
+    scale_by_schedule,
+)
+
+__all__ = [
+    "add_decayed_weights",
+    "clip_by_global_norm",
+    "clip_by_value",
+    "clip_grad_norm",
+    "masked",
+    "nan_to_num",
+    "register_hook",
+    "scale",
+    "scale_by_adadelta",
+    "scale_by_adam",
+    "scale_by_adamax",
+    "scale_by_radam",
+    "scale_by_rms",
+    "scale_by_rss",
+    "scale_by_schedule",
+    "scale_by_stddev",
+    "trace",
+]
+
+if TYPE_CHECKING:
+    scale_by_accelerated_adam: Any
+
+__getattr__, __dir__ = attributes(__name__)
