@@ -18,6 +18,7 @@ CONSTRAINTS = ROOT / "constraints.txt"
 DIST = ROOT / "dist"
 CORE = ROOT / "packages" / "torchopt-core"
 PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
+CACHES = {"__pycache__", ".mypy_cache"}
 DEMO_REQUIREMENTS = ["matplotlib", "scikit-learn", "tqdm"]
 TEST_REQUIREMENTS = ["hypothesis", "pytest", "pytest-cov", "sybil", *DEMO_REQUIREMENTS]
 
@@ -29,7 +30,7 @@ def fingerprint(requirements: tuple[str | Path, ...]) -> str:
         digest.update(f"{requirement}\n".encode())
         if isinstance(requirement, Path):
             for file in sorted(requirement.rglob("*")):
-                if file.is_file() and "__pycache__" not in file.parts:
+                if file.is_file() and CACHES.isdisjoint(file.parts):
                     digest.update(f"{file}\n".encode() + file.read_bytes())
     return digest.hexdigest()
 
@@ -46,8 +47,8 @@ def install(session: nox.Session, *requirements: str | Path) -> None:
     if stamp.exists() and stamp.read_text() == wanted:
         return
     stamp.unlink(missing_ok=True)
-    pip = ["python", "-m", "pip", "install", "--quiet", "--constraint", CONSTRAINTS]
-    if session.run_install(*pip, *requirements):
+    pip = ("python", "-m", "pip", "install", "--quiet", "--constraint", str(CONSTRAINTS))
+    if session.run_install(*pip, *requirements):  # nothing is run under `nox --no-install`
         stamp.write_text(wanted)
 
 

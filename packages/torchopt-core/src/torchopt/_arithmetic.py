@@ -9,8 +9,8 @@ neither is visible to the rule:
   :data:`LOOP` runs leaf by leaf, for ``torch.func`` transforms, which have no batching rule for
   the former.
 
-A second operand is a Python number, a 0-dim tensor (a learned hyperparameter), or a list with one
-entry for each leaf.
+A second operand is a Python number, a 0-dim tensor (a learned hyperparameter), one number for each
+leaf (a bias correction), or a list of tensors shaped like the leaves.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torchopt.typing import Scalar
 
 Leaves: TypeAlias = "list[torch.Tensor]"
-Operand: TypeAlias = "float | torch.Tensor | Sequence[torch.Tensor]"
+Operand: TypeAlias = "float | torch.Tensor | PerLeaf | Sequence[torch.Tensor]"
 
 __all__ = [
     "FOREACH",
@@ -36,9 +36,17 @@ __all__ = [
     "InPlace",
     "Leaves",
     "Operand",
-    "negate",
+    "PerLeaf",
+    "is_number",
+    "product",
     "spread",
 ]
+
+
+class PerLeaf(NamedTuple):
+    """One number for each leaf, as a float64 vector on the CPU."""
+
+    values: torch.Tensor
 
 
 class Primitives(NamedTuple):
@@ -49,25 +57,20 @@ class Primitives(NamedTuple):
     mul: Callable[..., Leaves]
     div: Callable[..., Leaves]
     lerp: Callable[..., Leaves]
-    addcdiv: Callable[..., Leaves]
     maximum: Callable[..., Leaves]
     neg: Callable[..., Leaves]
     abs: Callable[..., Leaves]
     sqrt: Callable[..., Leaves]
 
 
-# sqrt is not differentiable at zero. `torch.threshold` lifts an exact zero to this floor, whose
-# root vanishes beside any eps, and selects a zero cotangent there: no 0 * inf, in any order.
+# sqrt is not differentiable at zero. Lifting zeros to this floor, whose root vanishes beside any
+# eps, selects a zero cotangent there: no 0 * inf, in any order.
 _SQRT_FLOOR = {
     torch.float64: 1e-200,
     torch.float32: 1e-36,
     torch.bfloat16: 1e-36,
     torch.float16: 6e-8,
 }
-
-
-def _lift_zeros(xs: Leaves) -> Leaves:
-    return [torch.threshold(x, 0.0, _SQRT_FLOOR[x.dtype]) for x in xs]
 
 
 def _each(operation: Callable[..., torch.Tensor]) -> Callable[..., Leaves]:
@@ -87,32 +90,54 @@ FOREACH_NO_GRAD = Primitives(
     mul=_torch._foreach_mul,
     div=_torch._foreach_div,
     lerp=_torch._foreach_lerp,
-    addcdiv=_torch._foreach_addcdiv,
     maximum=_torch._foreach_maximum,
     neg=_torch._foreach_neg,
     abs=_torch._foreach_abs,
     sqrt=_torch._foreach_sqrt,
 )
-FOREACH = FOREACH_NO_GRAD._replace(sqrt=lambda xs: _torch._foreach_sqrt(_lift_zeros(xs)))
+
+
+FOREACH = FOREACH_NO_GRAD._replace(
+    sqrt=lambda xs: _torch._foreach_sqrt(
+        _torch._foreach_clamp_min(xs, [_SQRT_FLOOR[x.dtype] for x in xs])
+    )
+)
 LOOP = Primitives(
     add=_each(torch.add),
     sub=_each(torch.sub),
     mul=_each(torch.mul),
     div=_each(torch.div),
     lerp=_each(torch.lerp),
-    addcdiv=_each(lambda x, n, d, value: torch.addcdiv(x, n, d, value=value)),
     maximum=_each(torch.maximum),
     neg=_each(torch.neg),
     abs=_each(torch.abs),
-    sqrt=lambda xs: [x.sqrt() for x in _lift_zeros(xs)],
+    sqrt=_each(lambda x: x.clamp_min(_SQRT_FLOOR[x.dtype]).sqrt()),
 )
 
 
-def negate(operand: Operand) -> Operand:
-    """Return ``-operand``."""
-    if isinstance(operand, (int, float, torch.Tensor)):
-        return -operand
-    return [-y for y in operand]
+def is_number(operand: Operand, value: float) -> bool:
+    """Return whether an operand is the Python number ``value``."""
+    return isinstance(operand, (int, float)) and operand == value
+
+
+def product(x: Operand, y: Operand) -> Operand:
+    """Return the product of two operands."""
+    if isinstance(x, (int, float, torch.Tensor)):
+        if isinstance(y, (int, float, torch.Tensor)):
+            return x * y
+        x, y = y, x
+    if isinstance(x, PerLeaf):
+        if isinstance(y, PerLeaf):
+            return PerLeaf(x.values * y.values)
+        if isinstance(y, (int, float)):
+            return PerLeaf(x.values * y)
+        if isinstance(y, torch.Tensor):
+            return PerLeaf(x.values * y.cpu())
+        x, y = y, x
+    factors = y.values.unbind() if isinstance(y, PerLeaf) else y
+    if isinstance(factors, (int, float, torch.Tensor)):
+        return [tensor * factors for tensor in x]
+    return [tensor * factor for tensor, factor in zip(x, factors, strict=True)]
 
 
 def spread(operand: Operand, xs: Leaves) -> float | Leaves:
@@ -123,7 +148,9 @@ def spread(operand: Operand, xs: Leaves) -> float | Leaves:
     """
     if isinstance(operand, (int, float)):
         return operand
-    if isinstance(operand, torch.Tensor):
+    if isinstance(operand, PerLeaf):
+        operand = operand.values.unbind()
+    elif isinstance(operand, torch.Tensor):
         operand = [operand] * len(xs)
     return [
         y if x.ndim or y.dtype == x.dtype else y.to(x.dtype)
@@ -164,13 +191,24 @@ class Functional(NamedTuple):
         """Return the moving average ``decay * xs + (1 - decay) * ys**2``."""
         return self.ema(xs, self.primitives.mul(ys, ys), decay)
 
+    def mul_add(self, xs: Leaves, factor: Operand, offset: Operand) -> Leaves:
+        """Return ``factor * xs + offset``."""
+        if is_number(offset, 0.0):
+            return xs if is_number(factor, 1.0) else self.mul(xs, factor)
+        if is_number(factor, 1.0) or not isinstance(factor, (int, float)):
+            return self.add(xs if is_number(factor, 1.0) else self.mul(xs, factor), offset)
+        if isinstance(offset, (int, float)):
+            offset = torch.tensor(offset, dtype=torch.float64)
+        return self.primitives.add(spread(offset, xs), xs, alpha=factor)
+
     def addcmul(self, xs: Leaves, ys: Leaves, zs: Leaves, value: float = 1.0) -> Leaves:
         """Return ``xs + value * ys * zs``."""
         return self.primitives.add(xs, self.primitives.mul(ys, zs), alpha=value)
 
     def addcdiv(self, xs: Leaves, numerators: Leaves, denominators: Leaves, value: float) -> Leaves:
         """Return ``xs + value * numerators / denominators``."""
-        return self.primitives.addcdiv(xs, numerators, denominators, value)
+        # not in one operation: the backward of torch 2.13's _foreach_addcdiv indexes out of range
+        return self.primitives.add(xs, self.primitives.div(numerators, denominators), alpha=value)
 
     def maximum(self, xs: Leaves, ys: Leaves) -> Leaves:
         """Return the elementwise maximum."""
@@ -223,6 +261,10 @@ class InPlace:
             torch._foreach_addcmul_(xs, ys, ys, 1 - decay)
             return xs
         return self.ema(xs, list(torch._foreach_mul(ys, ys)), decay)
+
+    def mul_add(self, xs: Leaves, factor: Operand, offset: Operand) -> Leaves:
+        products = xs if is_number(factor, 1.0) else self.mul(xs, factor)
+        return products if is_number(offset, 0.0) else self.add(products, offset)
 
     def addcmul(self, xs: Leaves, ys: Leaves, zs: Leaves, value: float = 1.0) -> Leaves:
         torch._foreach_addcmul_(xs, ys, zs, value)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import optree
 import torch
 
+from torchopt._arithmetic import Leaves, Operand, is_number, product
+
 if TYPE_CHECKING:
-    from torchopt._arithmetic import Leaves, Operand
     from torchopt._workspace import Workspace
     from torchopt.typing import OptState, Params
 
@@ -22,15 +23,18 @@ __all__ = ["Direction", "Rule"]
 
 
 class Direction(NamedTuple):
-    """Updates kept as ``scale * numerators / denominators`` until someone needs the quotient.
+    r"""Updates kept as factors, ``scale * numerators / (slope * roots + offset)``.
 
-    So a learning rate costs no pass over memory, and applying the updates to the parameters is
-    one fused operation.
+    All adaptive methods are of this form. The factors are combined as late as possible: so a
+    learning rate and a bias correction cost no pass over memory, and applying the updates to the
+    parameters is one fused operation.
     """
 
     numerators: Leaves
-    # owned by this update: may be overwritten; None: ones
-    denominators: Leaves | None = None
+    # owned by this update: may be overwritten; None: the denominators are 1
+    roots: Leaves | None = None
+    slope: Operand = 1.0
+    offset: Operand = 0.0
     scale: Operand = 1.0
     # whether the numerators are tensors of the state or of the caller, not to be handed out
     borrowed: bool = True
@@ -38,29 +42,26 @@ class Direction(NamedTuple):
     @property
     def _is_plain(self) -> bool:
         """Whether the updates are the numerators themselves."""
-        unscaled = isinstance(self.scale, (int, float)) and self.scale == 1.0
-        return self.denominators is None and unscaled
+        return self.roots is None and is_number(self.scale, 1.0)
 
     def scaled(self, factor: Operand) -> Direction:
-        """Return the direction times ``factor``; a list, one for each leaf, can come once."""
-        if isinstance(self.scale, (int, float)) and self.scale == 1.0:
-            return self._replace(scale=factor)
-        if isinstance(factor, (list, tuple)):
-            return self._replace(scale=[self.scale * x for x in factor])
-        if isinstance(self.scale, (list, tuple)):
-            return self._replace(scale=[x * factor for x in self.scale])
-        return self._replace(scale=self.scale * factor)  # type: ignore[operator]
+        """Return the direction times ``factor``."""
+        return self._replace(scale=product(self.scale, factor))
 
     def materialize(self, work: Workspace) -> Leaves:
         """Return the updates as a list, which may be the numerators."""
         if self._is_plain:
             return self.numerators
-        if self.denominators is None:
+        if self.roots is None:
             return work.fresh.mul(self.numerators, self.scale)
-        quotient = work.fresh.div(self.numerators, self.denominators)
-        if isinstance(self.scale, (int, float)) and self.scale == 1.0:
-            return quotient
-        return work.reuse.mul(quotient, self.scale)
+        if isinstance(self.scale, (int, float)) and self.scale != 0:
+            slope, offset = (
+                product(self.slope, 1 / self.scale),
+                product(self.offset, 1 / self.scale),
+            )
+            return work.fresh.div(self.numerators, work.reuse.mul_add(self.roots, slope, offset))
+        denominators = work.reuse.mul_add(self.roots, self.slope, self.offset)
+        return work.reuse.mul(work.fresh.div(self.numerators, denominators), self.scale)
 
     def owned(self, work: Workspace) -> Leaves:
         """Return the updates as a list of tensors that nothing else will overwrite."""
@@ -69,12 +70,13 @@ class Direction(NamedTuple):
         return self.materialize(work)
 
     def add_to(self, targets: Leaves, work: Workspace) -> Leaves:
-        """Return ``targets + scale * numerators / denominators``, reusing the targets' memory."""
-        if not isinstance(self.scale, (int, float)):
-            return work.reuse.add(targets, self.materialize(work))
-        if self.denominators is None:
+        """Return ``targets`` plus the updates, reusing the targets' memory."""
+        if self.roots is None:
             return work.reuse.add_scaled(targets, self.numerators, self.scale)
-        return work.reuse.addcdiv(targets, self.numerators, self.denominators, self.scale)
+        if isinstance(self.scale, (int, float)):
+            denominators = work.reuse.mul_add(self.roots, self.slope, self.offset)
+            return work.reuse.addcdiv(targets, self.numerators, denominators, self.scale)
+        return work.reuse.add(targets, self.materialize(work))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

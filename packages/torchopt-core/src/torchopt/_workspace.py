@@ -15,6 +15,7 @@ from torchopt._arithmetic import (
     InPlace,
     Leaves,
     Operand,
+    PerLeaf,
 )
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Workspace",
     "beside_steps",
+    "bias_correction",
     "counts_like",
     "filled_like",
     "is_transforming",
@@ -42,6 +44,17 @@ _OVERWRITE = InPlace()
 def is_transforming() -> bool:
     """Return whether a ``torch.func`` transform (``grad``, ``vmap``, ``jvp``...) is running."""
     return torch._C._functorch.maybe_current_level() is not None
+
+
+def _is_eager(x: torch.Tensor) -> bool:
+    """Return whether no transform, tracer or dispatch mode has to see what is done with ``x``."""
+    return not (
+        torch.compiler.is_compiling()
+        or type(x) is not torch.Tensor
+        or is_transforming()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+    )
 
 
 def zeros_like(tree: OptionalTensorTree, requires_grad: bool = False) -> TensorTree:
@@ -175,6 +188,8 @@ class Workspace(NamedTuple):
 
     def check_shapes(self, leaves: Leaves, name: str) -> None:
         """Raise unless the leaves are shaped like the updates."""
+        if tuple([x.shape for x in leaves]) == self.shapes:
+            return
         for i, (shape, x) in enumerate(zip(self.shapes or (), leaves, strict=True)):
             if x.shape != shape:
                 raise ValueError(
@@ -201,21 +216,29 @@ class Workspace(NamedTuple):
     def per_step(
         self, counts: Leaves, function: Callable[[Any], tuple[Any, ...]]
     ) -> tuple[Operand, ...]:
-        """Return what depends on the step alone, such as bias corrections, for each leaf.
+        """Return what depends on the step alone, such as bias corrections.
 
         Args:
             counts: The step counts.
             function: From ``t`` to some values, in plain arithmetic: ``t`` is a float64 vector on
                 the CPU with an entry for each leaf, so each value is computed in double precision
-                and once for all leaves; or, where no graph is recorded and all leaves have made
-                the same number of steps, that number.
+                and once for all leaves; or, outside of every tracer and transform and where all
+                leaves have made the same number of steps, that number.
         """
         t = torch.stack(counts)
-        if self.inplace and not torch.compiler.is_compiling():
+        if _is_eager(t):
             distinct = set(t.tolist())
             if len(distinct) == 1:
                 return function(distinct.pop())
-        return tuple(value.unbind() for value in function(t.to(torch.float64)))
+        values = function(t.to(torch.float64))
+        return tuple(PerLeaf(x) if isinstance(x, torch.Tensor) else x for x in values)
+
+
+def bias_correction(decay: Scalar, t: Any) -> Any:
+    """Return ``1 - decay**t`` for a step count ``t`` as in :meth:`Workspace.per_step`."""
+    if isinstance(t, torch.Tensor):
+        return torch.rsub(torch.pow(beside_steps(decay), t), 1)
+    return 1 - decay**t
 
 
 def beside_steps(value: Scalar) -> Scalar:

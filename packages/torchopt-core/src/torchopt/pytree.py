@@ -92,7 +92,7 @@ def tree_add(*trees: OptionalTensorTree) -> OptionalTensorTree:
         >>> import torch, torchopt
         >>> x = {"w": torch.tensor([1.0, 2.0]), "frozen": None}
         >>> torchopt.pytree.tree_add(x, x, x)
-        {'frozen': None, 'w': tensor([3., 6.])}
+        {'w': tensor([3., 6.]), 'frozen': None}
     """
     return _map("tree_add", _fold(operator.add), *trees)
 

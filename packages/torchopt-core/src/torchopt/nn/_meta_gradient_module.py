@@ -77,10 +77,11 @@ class MetaGradientModule(nn.Module):
             self._forget(name)
             (self.register_meta_parameter if is_meta else self.register_parameter)(name, value)
         elif name in vars(self).get("_parameters", ()) and value is not None:
-            raise _cannot_assign(value, f"parameter '{name}' (torch.Tensor")
+            raise _cannot_assign(value, "parameter", name, "torch.Tensor")
         elif name in self._meta_parameters:
             if value is not None:
-                raise _cannot_assign(value, f"meta-parameter '{name}' (torch.Tensor that requires grad")
+                expected = "torch.Tensor that requires grad"
+                raise _cannot_assign(value, "meta-parameter", name, expected)
             self._meta_parameters[name] = None
         elif is_meta:
             self._forget(name)
@@ -90,7 +91,7 @@ class MetaGradientModule(nn.Module):
             self._meta_modules.pop(name, None)
         elif name in self._meta_modules:
             if value is not None:
-                raise _cannot_assign(value, f"meta-module '{name}' (torch.nn.Module")
+                raise _cannot_assign(value, "meta-module", name, "torch.nn.Module")
             self._meta_modules[name] = None
         else:
             super().__setattr__(name, value)
@@ -109,8 +110,7 @@ class MetaGradientModule(nn.Module):
     def extra_repr(self) -> str:
         """Return the lines that show the meta-modules."""
         return "\n".join(
-            f"({name}) [meta]: {module!r}".replace("\n", "\n  ")
-            for name, module in self._meta_modules.items()
+            f"({name}) [meta]: {module!r}" for name, module in self._meta_modules.items()
         )
 
     def _is_parameter(self, name: str, tensor: torch.Tensor) -> bool:
@@ -289,8 +289,10 @@ def _inputs_of(leaf: Any) -> Iterator[torch.Tensor | nn.Module]:
         yield leaf
 
 
-def _cannot_assign(value: Any, what: str) -> TypeError:
-    return TypeError(f"cannot assign '{torch.typename(value)}' as {what} or None expected)")
+def _cannot_assign(value: Any, kind: str, name: str, expected: str) -> TypeError:
+    return TypeError(
+        f"cannot assign '{torch.typename(value)}' as {kind} '{name}' ({expected} or None expected)"
+    )
 
 
 def _join(path: str, name: str) -> str:

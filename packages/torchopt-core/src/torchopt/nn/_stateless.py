@@ -124,7 +124,11 @@ def _with_ties(module: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str,
         *module.named_buffers(remove_duplicate=False),
     ]
     substitutes = {own: tensors[name] for name, own in held if name in tensors}
-    return {name: substitutes[own] for name, own in held if own in substitutes} | tensors
+    ties = {
+        name: substitutes[own] for name, own in held if own in substitutes and name not in tensors
+    }
+    # the given ones last: two names may lead to one place, in a module that is used twice
+    return ties | tensors
 
 
 def _find(

@@ -13,7 +13,7 @@ import torch
 from typing_extensions import ParamSpec
 
 from torchopt import _extensions
-from torchopt._arithmetic import negate
+from torchopt._arithmetic import product
 from torchopt._rule import Direction, Rule
 from torchopt._validate import check_learning_rate, check_non_negative
 from torchopt.base import EmptyState, RuleTransformation
@@ -123,7 +123,7 @@ class Descent(Rule):
         self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
     ) -> tuple[Direction, OptState]:
         direction, rate, state = self._direct(updates, state, params, work)
-        direction = direction.scaled(negate(rate))
+        direction = direction.scaled(product(rate, -1.0))
         if self._decays and self.decoupled:
             factor = self._decay_factor(rate)
             leaves = add_decayed(direction.materialize(work), params, factor, self.mask, work)
@@ -136,7 +136,7 @@ class Descent(Rule):
         direction, rate, state = self._direct(Direction(grads), state, params, work)
         if self._decays and self.decoupled:
             params = self._shrink(params, rate, work)
-        return direction.scaled(negate(rate)).add_to(params, work), state
+        return direction.scaled(product(rate, -1.0)).add_to(params, work), state
 
     @property
     def _decays(self) -> bool:
@@ -175,23 +175,17 @@ class Descent(Rule):
         return work.leaves(self.lr, "lr"), state
 
     def _decay_factor(self, rate: Operand) -> Operand:
-        if isinstance(rate, (list, tuple)):
-            return [x * -self.weight_decay for x in rate]
-        return -rate * self.weight_decay  # type: ignore[operator]
+        return product(product(rate, -1.0), self.weight_decay)
 
     def _shrink(self, params: Leaves, rate: Operand, work: Workspace) -> Leaves:
         """Return ``params * (1 - rate * weight_decay)`` where the mask selects."""
-        factor = self._decay_factor(rate)
+        factor: Any = self._decay_factor(rate)
         chosen = mask_positions(self.mask, params, work)
-        if isinstance(factor, (list, tuple)):
-            factor = [1 + factor[k] for k in chosen]
-        else:
-            factor = 1 + factor  # type: ignore[operator]
+        factor = [1 + factor[k] for k in chosen] if isinstance(factor, list) else 1 + factor
         result = list(params)
         if chosen:
-            for k, x in zip(
-                chosen, work.reuse.mul([params[k] for k in chosen], factor), strict=True
-            ):
+            shrunk = work.reuse.mul([params[k] for k in chosen], factor)
+            for k, x in zip(chosen, shrunk, strict=True):
                 result[k] = x
         return result
 

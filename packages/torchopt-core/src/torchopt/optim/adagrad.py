@@ -58,14 +58,16 @@ class ScaleByRss(Rule):
         grads = updates.materialize(work)
         sums = work.reuse.addcmul(sums, grads, grads)
         count = work.reuse.add(count, 1)
-        denominators = work.reuse.add(work.fresh.sqrt(sums), self.eps)
-        if isinstance(self.lr_decay, torch.Tensor) or self.lr_decay > 0:
-            (slowdown,) = work.per_step(count, self._slowdown)
-            denominators = work.reuse.mul(denominators, slowdown)
-        return Direction(grads, denominators), work.write(state, sums, count)
+        slope, offset = work.per_step(count, self._slowdown)
+        direction = Direction(grads, work.fresh.sqrt(sums), slope, offset)
+        return direction, work.write(state, sums, count)
 
-    def _slowdown(self, t: Any) -> tuple[Any]:
-        return (1 + beside_steps(self.lr_decay) * (t - 1),)
+    def _slowdown(self, t: Any) -> tuple[Any, Any]:
+        """Return ``(a, b)`` of the denominators ``a * sqrt(v) + b``."""
+        if not isinstance(self.lr_decay, torch.Tensor) and self.lr_decay == 0:
+            return 1.0, self.eps
+        slope = 1 + beside_steps(self.lr_decay) * (t - 1)
+        return slope, beside_steps(self.eps) * slope
 
 
 def scale_by_rss(

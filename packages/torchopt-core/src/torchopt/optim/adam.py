@@ -9,7 +9,7 @@ import torch
 
 from torchopt._rule import Direction, Rule
 from torchopt._validate import check_betas, check_non_negative
-from torchopt._workspace import beside_steps, counts_like, zeros_like
+from torchopt._workspace import beside_steps, bias_correction, counts_like, zeros_like
 from torchopt.base import GradientTransformation, RuleTransformation
 from torchopt.optim._descent import Descent, optimizer
 from torchopt.optim._meta import MetaOptimizer
@@ -68,21 +68,22 @@ class ScaleByAdam(Rule):
         count = work.reuse.add(count, 1)
 
         eps_root, slope, offset = work.per_step(count, self._corrections)
-        has_eps_root = isinstance(self.eps_root, torch.Tensor) or self.eps_root > 0
-        squares = work.fresh.add(nu, eps_root) if has_eps_root else nu
-        denominators = work.fresh.sqrt(squares)
-        denominators = work.reuse.mul(denominators, slope)
-        denominators = work.reuse.add(denominators, offset)
-        return Direction(mu, denominators), work.write(state, mu, nu, count)
+        squares = work.fresh.add(nu, eps_root) if self._has_eps_root else nu
+        direction = Direction(mu, work.fresh.sqrt(squares), slope, offset)
+        return direction, work.write(state, mu, nu, count)
+
+    @property
+    def _has_eps_root(self) -> bool:
+        return isinstance(self.eps_root, torch.Tensor) or self.eps_root > 0
 
     def _corrections(self, t: Any) -> tuple[Any, Any, Any]:
         """Return ``(r, a, b)`` of the denominators ``a * sqrt(v + r) + b`` of ``m``.
 
         These are the bias corrections, moved to where they cost the fewest passes over memory.
         """
-        c1 = 1 - beside_steps(self.b1) ** t
-        c2 = 1 - beside_steps(self.b2) ** t
-        return beside_steps(self.eps_root) * c2, c1 / c2**0.5, beside_steps(self.eps) * c1
+        c1, c2 = bias_correction(self.b1, t), bias_correction(self.b2, t)
+        r = beside_steps(self.eps_root) * c2 if self._has_eps_root else None
+        return r, c1 / c2**0.5, c1 * beside_steps(self.eps)
 
 
 def scale_by_adam(

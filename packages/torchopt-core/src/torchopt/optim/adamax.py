@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torchopt._rule import Direction, Rule
 from torchopt._validate import check_betas, check_non_negative
-from torchopt._workspace import beside_steps, counts_like, zeros_like
+from torchopt._workspace import bias_correction, counts_like, zeros_like
 from torchopt.base import GradientTransformation, RuleTransformation
 from torchopt.optim._descent import Descent, optimizer
 from torchopt.optim._meta import MetaOptimizer
@@ -61,9 +61,8 @@ class ScaleByAdamax(Rule):
         sizes = work.reuse.add(work.fresh.abs(grads), self.eps)
         nu = work.reuse.maximum(work.reuse.mul(nu, self.b2), sizes)
         count = work.reuse.add(count, 1)
-        (c1,) = work.per_step(count, lambda t: (1 - beside_steps(self.b1) ** t,))
-        denominators = work.fresh.mul(nu, c1)
-        return Direction(mu, denominators), work.write(state, mu, nu, count)
+        (c1,) = work.per_step(count, lambda t: (bias_correction(self.b1, t),))
+        return Direction(mu, work.fresh.mul(nu, c1)), work.write(state, mu, nu, count)
 
 
 def scale_by_adamax(

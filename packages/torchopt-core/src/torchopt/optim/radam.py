@@ -9,7 +9,7 @@ import torch
 
 from torchopt._rule import Direction, Rule
 from torchopt._validate import check_betas, check_non_negative
-from torchopt._workspace import beside_steps, counts_like, zeros_like
+from torchopt._workspace import beside_steps, bias_correction, counts_like, zeros_like
 from torchopt.base import GradientTransformation, RuleTransformation
 from torchopt.optim._descent import Descent, optimizer
 from torchopt.optim._meta import MetaOptimizer
@@ -63,16 +63,14 @@ class ScaleByRAdam(Rule):
         nu = work.reuse.ema_square(nu, grads, self.b2)
         count = work.reuse.add(count, 1)
         slope, offset = work.per_step(count, self._corrections)
-        denominators = work.reuse.mul(work.fresh.sqrt(nu), slope)
-        denominators = work.reuse.add(denominators, offset)
-        return Direction(mu, denominators), work.write(state, mu, nu, count)
+        direction = Direction(mu, work.fresh.sqrt(nu), slope, offset)
+        return direction, work.write(state, mu, nu, count)
 
     def _corrections(self, t: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Return ``(a, b)`` of the denominators ``a * sqrt(v) + b`` of ``m``."""
         t = torch.as_tensor(t, dtype=torch.float64)
         b2 = beside_steps(self.b2)
-        c1 = 1 - beside_steps(self.b1) ** t
-        c2 = 1 - b2**t
+        c1, c2 = bias_correction(self.b1, t), bias_correction(b2, t)
         rho_inf = 2 / (1 - b2) - 1 + torch.zeros_like(t)
         rho = rho_inf - 2 * t * b2**t / c2
         rectified = rho > 5

@@ -70,8 +70,8 @@ class ScaleByRms(Rule):
         (nu,) = work.read(state, ScaleByRmsState)
         grads = updates.materialize(work)
         nu = work.reuse.ema_square(nu, grads, self.alpha)
-        denominators = work.reuse.add(work.fresh.sqrt(nu), self.eps)
-        return Direction(grads, denominators), work.write(state, nu)
+        direction = Direction(grads, work.fresh.sqrt(nu), offset=self.eps)
+        return direction, work.write(state, nu)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,8 +100,8 @@ class ScaleByStdDev(Rule):
         mu = work.reuse.ema(mu, grads, self.alpha)
         nu = work.reuse.ema_square(nu, grads, self.alpha)
         variances = work.fresh.addcmul(nu, mu, mu, value=-1.0)
-        denominators = work.reuse.add(work.fresh.sqrt(variances), self.eps)
-        return Direction(grads, denominators), work.write(state, mu, nu)
+        direction = Direction(grads, work.fresh.sqrt(variances), offset=self.eps)
+        return direction, work.write(state, mu, nu)
 
 
 def scale_by_rms(
