@@ -38,6 +38,7 @@ __all__ = [
     "Operand",
     "PerLeaf",
     "is_number",
+    "pick",
     "product",
     "spread",
 ]
@@ -60,6 +61,7 @@ class Primitives(NamedTuple):
     maximum: Callable[..., Leaves]
     neg: Callable[..., Leaves]
     abs: Callable[..., Leaves]
+    clamp_min: Callable[..., Leaves]
     sqrt: Callable[..., Leaves]
 
 
@@ -93,6 +95,7 @@ FOREACH_NO_GRAD = Primitives(
     maximum=_torch._foreach_maximum,
     neg=_torch._foreach_neg,
     abs=_torch._foreach_abs,
+    clamp_min=_torch._foreach_clamp_min,
     sqrt=_torch._foreach_sqrt,
 )
 
@@ -111,6 +114,7 @@ LOOP = Primitives(
     maximum=_each(torch.maximum),
     neg=_each(torch.neg),
     abs=_each(torch.abs),
+    clamp_min=_each(torch.clamp_min),
     sqrt=_each(lambda x: x.clamp_min(_SQRT_FLOOR[x.dtype]).sqrt()),
 )
 
@@ -140,11 +144,20 @@ def product(x: Operand, y: Operand) -> Operand:
     return [tensor * factor for tensor, factor in zip(x, factors, strict=True)]
 
 
+def pick(operand: Operand, chosen: Sequence[int]) -> Operand:
+    """Return the operand for some of the leaves."""
+    if isinstance(operand, (int, float, torch.Tensor)):
+        return operand
+    if isinstance(operand, PerLeaf):
+        return PerLeaf(operand.values[list(chosen)])
+    return [operand[k] for k in chosen]
+
+
 def spread(operand: Operand, xs: Leaves) -> float | Leaves:
     """Return ``operand`` as a number or as a list with one tensor for each leaf of ``xs``.
 
-    A 0-dim tensor never changes the dtype of a leaf that has dimensions; beside a 0-dim leaf it
-    would, so there it takes the leaf's dtype.
+    No leaf changes its dtype: beside a leaf that has dimensions a 0-dim tensor of higher precision
+    is harmless, any other takes the leaf's dtype.
     """
     if isinstance(operand, (int, float)):
         return operand
@@ -153,7 +166,7 @@ def spread(operand: Operand, xs: Leaves) -> float | Leaves:
     elif isinstance(operand, torch.Tensor):
         operand = [operand] * len(xs)
     return [
-        y if x.ndim or y.dtype == x.dtype else y.to(x.dtype)
+        y if y.dtype == x.dtype or (x.ndim and not y.ndim) else y.to(x.dtype)
         for x, y in zip(xs, operand, strict=True)
     ]
 
@@ -221,6 +234,10 @@ class Functional(NamedTuple):
     def abs(self, xs: Leaves) -> Leaves:
         """Return ``|xs|``."""
         return self.primitives.abs(xs)
+
+    def clamp_min(self, xs: Leaves, bound: float) -> Leaves:
+        """Return ``max(xs, bound)``."""
+        return self.primitives.clamp_min(xs, bound)
 
     def sqrt(self, xs: Leaves) -> Leaves:
         """Return the square root; where a graph is recorded, its derivatives at zero are zero."""

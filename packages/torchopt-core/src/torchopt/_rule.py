@@ -25,6 +25,8 @@ __all__ = ["Direction", "Rule"]
 class Direction(NamedTuple):
     r"""Updates kept as factors, ``scale * numerators / (slope * roots + offset)``.
 
+    A direction is used once: the roots' memory is consumed.
+
     All adaptive methods are of this form. The factors are combined as late as possible: so a
     learning rate and a bias correction cost no pass over memory, and applying the updates to the
     parameters is one fused operation.

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeGuard
 
+import optree
 import torch
 
 if TYPE_CHECKING:
     from torchopt.typing import Scalar
 
-__all__ = ["check_betas", "check_learning_rate", "check_non_negative", "check_unit_interval"]
+__all__ = [
+    "check_betas",
+    "check_learning_rate",
+    "check_non_negative",
+    "check_unit_interval",
+    "is_scalar_tensor",
+    "is_schedule",
+]
 
 
 def _is_checked_tensor(name: str, value: Any) -> bool:
@@ -48,12 +57,26 @@ def check_betas(betas: tuple[Scalar, Scalar]) -> None:
         check_unit_interval(f"betas[{i}]", beta)
 
 
+def is_scalar_tensor(value: Any) -> TypeGuard[torch.Tensor]:
+    """Return whether ``value`` is a 0-dim tensor."""
+    return isinstance(value, torch.Tensor) and value.ndim == 0
+
+
+def is_schedule(value: Any) -> TypeGuard[Callable[[Any], Any]]:
+    """Return whether ``value`` is a function of the step, rather than a number or a tree."""
+    return not isinstance(value, (int, float, torch.Tensor, dict, list, tuple)) and callable(value)
+
+
 def check_learning_rate(lr: Any) -> None:
     """Raise unless ``lr`` is a non-negative number, a tensor, a schedule, or a tree of tensors."""
     if isinstance(lr, (int, float)):
         check_non_negative("lr", lr)
-    elif lr is None or isinstance(lr, str):
+        return
+    if is_schedule(lr):
+        return
+    leaves: list[Any] = optree.tree_leaves(lr)
+    if not leaves or not all(isinstance(x, torch.Tensor) and x.is_floating_point() for x in leaves):
         raise TypeError(
-            "`lr` must be a number, a 0-dim tensor, a schedule, or a tree of tensors shaped like "
-            f"the parameters, got {lr!r}"
+            "`lr` must be a number, a 0-dim tensor, a schedule, or a tree of floating point "
+            f"tensors shaped like the parameters, got {lr!r}"
         )

@@ -43,7 +43,7 @@ _OVERWRITE = InPlace()
 
 def is_transforming() -> bool:
     """Return whether a ``torch.func`` transform (``grad``, ``vmap``, ``jvp``...) is running."""
-    return torch._C._functorch.maybe_current_level() is not None
+    return torch._C._functorch.get_dynamic_layer_stack_depth() > 0
 
 
 def _is_eager(x: torch.Tensor) -> bool:
@@ -98,8 +98,8 @@ class Workspace(NamedTuple):
     spec: optree.PyTreeSpec
     # positions of the leaves that have an update; None: all of them
     active: list[int] | None
-    # whether any active leaf is complex
-    complex: bool
+    # positions of the leaves whose update is complex
+    complex: frozenset[int]
     # makes new tensors
     fresh: Functional
     # may overwrite its first operand, which must belong to the state or to this update
@@ -120,12 +120,14 @@ class Workspace(NamedTuple):
         active = None
         if any(x is None for x in leaves):
             active = [i for i, x in enumerate(leaves) if x is not None]
-        has_complex = any(x.is_complex() for x in leaves if x is not None)
+        complex_leaves = frozenset(
+            [i for i, x in enumerate(leaves) if x is not None and x.is_complex()]
+        )
         if is_transforming():
-            return Workspace(spec, active, has_complex, _TRANSFORMED, _TRANSFORMED)
+            return Workspace(spec, active, complex_leaves, _TRANSFORMED, _TRANSFORMED)
         if inplace:
-            return Workspace(spec, active, has_complex, _TEMPORARY, _OVERWRITE)
-        return Workspace(spec, active, has_complex, _DIFFERENTIABLE, _DIFFERENTIABLE)
+            return Workspace(spec, active, complex_leaves, _TEMPORARY, _OVERWRITE)
+        return Workspace(spec, active, complex_leaves, _DIFFERENTIABLE, _DIFFERENTIABLE)
 
     def select(self, leaves: Sequence[torch.Tensor | None]) -> Leaves:
         """Return the active ones among all leaves, complex ones seen as real."""
@@ -134,13 +136,20 @@ class Workspace(NamedTuple):
             return [torch.view_as_real(x) if x.is_complex() else x for x in chosen]
         return list(chosen)
 
-    def merge(self, leaves: Leaves, others: Sequence[Any], like: Sequence[Any]) -> list[Any]:
-        """Return all leaves: ``leaves`` where active, else ``others``; complex as in ``like``."""
-        indices = range(len(others)) if self.active is None else self.active
-        merged = list(others)
+    def merge(
+        self, leaves: Leaves, others: Sequence[Any] | None = None, like: Sequence[Any] | None = None
+    ) -> list[Any]:
+        """Return all leaves: ``leaves`` where active, ``others`` or ``None`` elsewhere.
+
+        What was seen as real becomes complex again where the updates, or the leaves of ``like``,
+        are complex.
+        """
+        merged: list[Any] = [None] * self.spec.num_leaves if others is None else list(others)
+        indices = range(len(merged)) if self.active is None else self.active
         for i, x in zip(indices, leaves, strict=True):
-            restore = self.complex and like[i].is_complex() and not x.is_complex()
-            merged[i] = torch.view_as_complex(x) if restore else x
+            was_complex = i in self.complex if like is None else like[i].is_complex()
+            seen_as_real = bool(self.complex) and was_complex and not x.is_complex()
+            merged[i] = torch.view_as_complex(x) if seen_as_real else x
         return merged
 
     def flatten(self, tree: Any, name: str) -> list[Any]:
@@ -204,7 +213,7 @@ class Workspace(NamedTuple):
         trees = []
         for name, old, new in zip(state._fields, state, fields, strict=True):
             leaves = self.flatten(old, f"state.{name}")
-            trees.append(self.unflatten(self.merge(new, leaves, leaves)))
+            trees.append(self.unflatten(self.merge(new, leaves, like=leaves)))
         return type(state)(*trees)
 
     def restrict(self, chosen: Sequence[int]) -> Workspace:
@@ -212,6 +221,27 @@ class Workspace(NamedTuple):
         every = range(self.spec.num_leaves) if self.active is None else self.active
         shapes = None if self.shapes is None else tuple(self.shapes[k] for k in chosen)
         return self._replace(active=[every[k] for k in chosen], shapes=shapes)
+
+    def factors(self, tree: Any, name: str, like: Leaves) -> Leaves:
+        """Return the active leaves of a tree of factors for the leaves ``like``.
+
+        Raises:
+            ValueError: If a factor is neither 0-dim nor shaped like its leaf.
+        """
+        every = self.flatten(tree, name)
+        positions = range(len(every)) if self.active is None else self.active
+        factors = []
+        for i, x in zip(positions, like, strict=True):
+            factor = every[i]
+            shape = x.shape[:-1] if i in self.complex else x.shape
+            if factor is None or (factor.ndim and factor.shape != shape):
+                found = "None" if factor is None else f"shape {tuple(factor.shape)}"
+                raise ValueError(
+                    f"leaf {i} of `{name}` must be 0-dim or have the shape {tuple(shape)} of its "
+                    f"parameter, got {found}"
+                )
+            factors.append(factor.unsqueeze(-1) if i in self.complex and factor.ndim else factor)
+        return factors
 
     def per_step(
         self, counts: Leaves, function: Callable[[Any], tuple[Any, ...]]

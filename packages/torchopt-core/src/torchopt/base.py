@@ -120,6 +120,14 @@ class RuleTransformation(GradientTransformation):
         return f"GradientTransformation({self.rule!r})"
 
 
+def check_transformation(value: Any, name: str) -> None:
+    """Raise unless ``value`` is a pair of functions ``init`` and ``update``."""
+    if not isinstance(value, tuple) or not hasattr(value, "init") or not hasattr(value, "update"):
+        raise TypeError(
+            f"{name} must be a GradientTransformation, got {value!r}: did you mean to call it?"
+        )
+
+
 def check_params(params: Params) -> None:
     """Raise unless every leaf is ``None`` or a floating point or complex tensor."""
     paths, leaves, _ = optree.tree_flatten_with_path(params, none_is_leaf=True)
@@ -160,7 +168,8 @@ def _update(
 ) -> tuple[Updates, OptState]:
     leaves, spec = optree.tree_flatten(updates, none_is_leaf=True)
     inplace = inplace and not keeps_memory(rule, leaves)
-    work = Workspace.over(leaves, spec, inplace)
+    # what can fail midway must not have overwritten anything by then
+    work = Workspace.over(leaves, spec, inplace and not rule.may_raise)
     grads = work.select(leaves)
     if not grads:
         return updates, state
@@ -171,7 +180,7 @@ def _update(
     with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):
         direction, state = rule.update(Direction(grads), state, param_leaves, work)
         new = direction.owned(work)
-    return work.unflatten(work.merge(new, leaves, leaves)), state
+    return work.unflatten(work.merge(new, leaves)), state
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -190,12 +199,11 @@ class _Foreign(Rule):
     def update(
         self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
     ) -> tuple[Direction, OptState]:
-        nothing: list[Any] = [None] * work.spec.num_leaves
-        grads = work.merge(updates.owned(work), nothing, nothing)
+        grads = work.merge(updates.owned(work))
         tree, state = self.transformation.update(
             work.unflatten(grads),
             state,
-            params=None if params is None else work.unflatten(work.merge(params, nothing, nothing)),
+            params=None if params is None else work.unflatten(work.merge(params)),
             inplace=work.inplace,
         )
         return Direction(work.leaves(tree, "updates")), state
@@ -326,11 +334,7 @@ def chain(*transformations: GradientTransformation) -> GradientTransformation:
         True
     """
     for i, link in enumerate(transformations):
-        if not (isinstance(link, tuple) and hasattr(link, "init") and hasattr(link, "update")):
-            raise TypeError(
-                f"argument {i} of `chain` must be a GradientTransformation, got {link!r}: "
-                "did you mean to call it?"
-            )
+        check_transformation(link, f"argument {i} of `chain`")
     chained = ChainedGradientTransformation(*transformations)
     if not chained.transformations:
         return identity()

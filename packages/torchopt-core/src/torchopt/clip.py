@@ -43,18 +43,36 @@ class _ClipNorm(Rule):
         self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
     ) -> tuple[Direction, OptState]:
         grads = updates.materialize(work)
-        norms = [torch.linalg.vector_norm(g, self.norm_type) for g in grads]
-        total = torch.linalg.vector_norm(
-            torch.stack([norm.to(norms[0].device) for norm in norms]), self.norm_type
-        )
+        total = self._norm(grads, work)
         if self.error_if_nonfinite and not torch.isfinite(total):
             raise RuntimeError(
                 f"the total norm of order {self.norm_type} of the gradients is {total}, so they "
                 "cannot be clipped: pass `error_if_nonfinite=False` to scale them all the same"
             )
-        factor = (self.max_norm / (total + self.margin)).clamp(max=1.0)
+        # c / max(n, c), which is min(1, c / n) with a finite derivative at n = 0
+        total = total + self.margin
+        bound = torch.as_tensor(self.max_norm, dtype=total.dtype, device=total.device)
+        factor = bound / torch.maximum(total, bound.clamp_min(torch.finfo(total.dtype).tiny))
         clipped = work.fresh.mul(grads, [factor.to(g.device) for g in grads])
         return Direction(clipped, borrowed=False), state
+
+    def _norm(self, grads: Leaves, work: Workspace) -> torch.Tensor:
+        """Return the norm of all leaves as one vector."""
+        device = grads[0].device
+        if self.norm_type == 2.0 and not work.inplace:
+            # torch's norm has no second derivative at zero
+            squares = [_at_least_single(g).square().sum().to(device) for g in grads]
+            return work.fresh.sqrt([torch.stack(squares).sum()])[0]
+        norms = [torch.linalg.vector_norm(_at_least_single(g), self.norm_type) for g in grads]
+        total: torch.Tensor = torch.linalg.vector_norm(
+            torch.stack([norm.to(device) for norm in norms]), self.norm_type
+        )
+        return total
+
+
+def _at_least_single(x: torch.Tensor) -> torch.Tensor:
+    """Return ``x`` in a precision in which its square neither vanishes nor overflows."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def clip_grad_norm(

@@ -71,7 +71,8 @@ class _RegisterHook(Rule):
     def update(
         self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
     ) -> tuple[Direction, OptState]:
-        leaves = updates.materialize(work)
+        # on aliases: the tensors themselves may be the caller's
+        leaves = [x.view_as(x) if x.requires_grad else x for x in updates.materialize(work)]
         for x in leaves:
             if x.requires_grad:
                 x.register_hook(self.hook)  # type: ignore[no-untyped-call]

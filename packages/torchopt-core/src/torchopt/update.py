@@ -49,4 +49,4 @@ def apply_updates(params: Params, updates: Updates, *, inplace: bool = True) -> 
         new = work.reuse.add(targets, additions)
     if inplace:
         return params
-    return work.unflatten(work.merge(new, all_params, all_params))
+    return work.unflatten(work.merge(new, all_params, like=all_params))

@@ -8,14 +8,19 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import optree
 import torch
 from typing_extensions import ParamSpec
 
 from torchopt import _extensions
-from torchopt._arithmetic import product
+from torchopt._arithmetic import pick, product
+from torchopt._mask import mask_positions
 from torchopt._rule import Direction, Rule
-from torchopt._validate import check_learning_rate, check_non_negative
+from torchopt._validate import (
+    check_learning_rate,
+    check_non_negative,
+    is_scalar_tensor,
+    is_schedule,
+)
 from torchopt.base import EmptyState, RuleTransformation
 
 if TYPE_CHECKING:
@@ -35,33 +40,6 @@ class ScaleByScheduleState(NamedTuple):
     count: TensorTree
 
 
-def mask_positions(mask: Any, params: Leaves | None, work: Workspace) -> list[int]:
-    """Return the positions, among the active leaves, that ``mask`` selects.
-
-    Args:
-        mask: ``None`` for all, a tree of bools (or a prefix of it), or a function from the tree of
-            parameters to one.
-        params: The active leaves of the parameters; needed by a function.
-        work: The workspace.
-    """
-    indices = range(work.spec.num_leaves) if work.active is None else work.active
-    if mask is None:
-        return list(range(len(indices)))
-    if callable(mask):
-        if params is None:
-            raise ValueError("a `mask` given as a function needs `params` in `update`")
-        nothing: list[Any] = [None] * work.spec.num_leaves
-        mask = mask(work.unflatten(work.merge(params, nothing, nothing)))
-    try:
-        selected = optree.broadcast_prefix(mask, work.unflatten(range(work.spec.num_leaves)))
-    except ValueError as error:
-        raise ValueError(
-            f"`mask` must be a tree of bools that is a prefix of the parameters' tree {work.spec}: "
-            f"{error}"
-        ) from error
-    return [k for k, i in enumerate(indices) if selected[i]]
-
-
 def add_decayed(
     leaves: Leaves, params: Leaves | None, weight_decay: Operand, mask: Any, work: Workspace
 ) -> Leaves:
@@ -72,7 +50,7 @@ def add_decayed(
     if not chosen:
         return leaves
     decayed = work.fresh.add_scaled(
-        [leaves[k] for k in chosen], [params[k] for k in chosen], weight_decay
+        [leaves[k] for k in chosen], [params[k] for k in chosen], pick(weight_decay, chosen)
     )
     result = list(leaves)
     for k, x in zip(chosen, decayed, strict=True):
@@ -111,11 +89,12 @@ class Descent(Rule):
 
     @property
     def may_raise(self) -> bool:
-        return callable(self.lr) or callable(self.mask) or self.direction.may_raise
+        plain_rate = isinstance(self.lr, (int, float)) or is_scalar_tensor(self.lr)
+        return not plain_rate or self.mask is not None or self.direction.may_raise
 
     def init(self, params: Params) -> OptState:
         rate: OptState = EmptyState()
-        if callable(self.lr):
+        if is_schedule(self.lr):
             rate = ScaleByScheduleState(count=torch.zeros((), dtype=torch.int64))
         return self.direction.init(params), rate
 
@@ -151,7 +130,7 @@ class Descent(Rule):
                 f"direction, state of the learning rate), got {type(state).__name__}"
             )
         direction_state, rate_state = state
-        rate, rate_state = self._rate(rate_state, work)
+        rate, rate_state = self._rate(rate_state, updates.numerators, work)
         if self.maximize:
             updates = updates.scaled(-1.0)
         if self._decays and not self.decoupled:
@@ -160,28 +139,26 @@ class Descent(Rule):
         direction, direction_state = self.direction.update(updates, direction_state, params, work)
         return direction, rate, (direction_state, rate_state)
 
-    def _rate(self, state: Any, work: Workspace) -> tuple[Operand, OptState]:
-        if callable(self.lr):
-            if not isinstance(state, ScaleByScheduleState):
-                raise TypeError(
-                    "the state belongs to another transformation: the learning rate is a "
-                    f"schedule, but its state is {type(state).__name__}"
-                )
-            return self.lr(state.count), ScaleByScheduleState(count=state.count + 1)
-        if isinstance(self.lr, (int, float)) or (
-            isinstance(self.lr, torch.Tensor) and self.lr.ndim == 0
-        ):
+    def _rate(self, state: Any, grads: Leaves, work: Workspace) -> tuple[Operand, OptState]:
+        if isinstance(self.lr, (int, float)) or is_scalar_tensor(self.lr):
             return self.lr, state
-        return work.leaves(self.lr, "lr"), state
+        if not is_schedule(self.lr):
+            return work.factors(self.lr, "lr", grads), state
+        if not isinstance(state, ScaleByScheduleState):
+            raise TypeError(
+                "the state belongs to another transformation: expected ScaleByScheduleState, got "
+                f"{type(state).__name__}"
+            )
+        return self.lr(state.count), ScaleByScheduleState(count=state.count + 1)
 
     def _decay_factor(self, rate: Operand) -> Operand:
         return product(product(rate, -1.0), self.weight_decay)
 
     def _shrink(self, params: Leaves, rate: Operand, work: Workspace) -> Leaves:
         """Return ``params * (1 - rate * weight_decay)`` where the mask selects."""
-        factor: Any = self._decay_factor(rate)
         chosen = mask_positions(self.mask, params, work)
-        factor = [1 + factor[k] for k in chosen] if isinstance(factor, list) else 1 + factor
+        factor: Any = pick(self._decay_factor(rate), chosen)
+        factor = [1 + x for x in factor] if isinstance(factor, list) else 1 + factor
         result = list(params)
         if chosen:
             shrunk = work.reuse.mul([params[k] for k in chosen], factor)

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import optree
 import torch
 
-from torchopt.base import ChainedGradientTransformation, GradientTransformation, as_rule, chain
+from torchopt.base import (
+    ChainedGradientTransformation,
+    GradientTransformation,
+    as_rule,
+    chain,
+    check_transformation,
+)
 from torchopt.optim._descent import OptimizerTransformation
 
 if TYPE_CHECKING:
@@ -23,23 +29,24 @@ class Implementation:
 
     def __init__(self, impl: GradientTransformation) -> None:
         """Find the hyperparameters of ``impl``."""
-        if not (isinstance(impl, tuple) and hasattr(impl, "init") and hasattr(impl, "update")):
-            raise TypeError(f"`impl` must be a GradientTransformation, got {impl!r}")
+        check_transformation(impl, "`impl`")
         links: tuple[GradientTransformation, ...] = (impl,)
         if isinstance(impl, ChainedGradientTransformation):
             links = impl.transformations
         optimizers = [i for i, x in enumerate(links) if isinstance(x, OptimizerTransformation)]
         self._links = links
         self._position = optimizers[0] if len(optimizers) == 1 else None
+        #: The hyperparameters by name; none if the transformation is not an optimizer's.
+        self.hyperparameters: dict[str, Any] = {}
+        if self._position is not None:
+            link = links[self._position]
+            assert isinstance(link, OptimizerTransformation)
+            self.hyperparameters = link.hyperparameters
 
     @property
-    def hyperparameters(self) -> dict[str, Any]:
-        """The hyperparameters by name; none if the transformation is not an optimizer's."""
-        if self._position is None:
-            return {}
-        link = self._links[self._position]
-        assert isinstance(link, OptimizerTransformation)
-        return dict(link.hyperparameters)
+    def name(self) -> str:
+        """What the transformation is, up to its hyperparameters."""
+        return " -> ".join(map(_name, self._links))
 
     def rule(self, hyperparameters: dict[str, Any]) -> Rule:
         """Return the rule with other hyperparameters."""
@@ -49,6 +56,12 @@ class Implementation:
             assert isinstance(link, OptimizerTransformation)
             links[self._position] = link.factory(**hyperparameters)
         return as_rule(chain(*links))
+
+
+def _name(link: GradientTransformation) -> str:
+    if isinstance(link, OptimizerTransformation):
+        return link.factory.__name__
+    return type(as_rule(link)).__name__.lstrip("_")
 
 
 def derived_signature(

@@ -124,7 +124,7 @@ class MetaOptimizer:
             chosen = work.select(group_grads)
             if chosen:
                 news, state = rule.step(chosen, state, work.select(params), work)
-                params = work.merge(news, params, params)
+                params = work.merge(news, params, like=params)
             results.append((params, state))
         for group, (params, _) in zip(self._groups, results, strict=True):
             group.replace(params)
@@ -198,15 +198,20 @@ def _leaves(state: OptState) -> Iterator[tuple[str, Any]]:
 
 
 def _check_state(state: OptState, expected: OptState) -> None:
-    mine, theirs = dict(_leaves(expected)), dict(_leaves(state))
-    if set(mine) != set(theirs):
+    mine_spec = optree.tree_structure(expected, none_is_leaf=True)
+    theirs_spec = optree.tree_structure(state, none_is_leaf=True)
+    if mine_spec != theirs_spec:
         raise ValueError(
             "the state belongs to another optimizer or module: it has the structure "
-            f"{optree.tree_structure(state)}, expected {optree.tree_structure(expected)}"
+            f"{theirs_spec}, expected {mine_spec}"
         )
-    for name, value in mine.items():
-        if isinstance(value, torch.Tensor) and value.shape != theirs[name].shape:
+    for (name, mine), (_, theirs) in zip(_leaves(expected), _leaves(state), strict=True):
+        if getattr(mine, "shape", None) != getattr(theirs, "shape", None):
             raise ValueError(
-                f"the state belongs to another module: `{name}` has shape "
-                f"{tuple(theirs[name].shape)}, expected {tuple(value.shape)}"
+                f"the state belongs to another module: `{name}` is {_shape(theirs)}, "
+                f"expected {_shape(mine)}"
             )
+
+
+def _shape(leaf: Any) -> str:
+    return f"of shape {tuple(leaf.shape)}" if isinstance(leaf, torch.Tensor) else repr(leaf)

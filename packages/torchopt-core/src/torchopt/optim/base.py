@@ -3,55 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar, overload
 
-import optree
 import torch
 
 from torchopt._workspace import Workspace
 from torchopt.base import GradientTransformation, check_params
-from torchopt.optim._faces import Implementation, derived_signature, list_structure
-
-if TYPE_CHECKING:
-    from torchopt._rule import Rule
-    from torchopt.typing import OptState
+from torchopt.optim._checkpoint import check_owner, loaded_options, loaded_states, plain_options
+from torchopt.optim._faces import Implementation, derived_signature
+from torchopt.optim._group import Group
 
 __all__ = ["Optimizer"]
 
 _T = TypeVar("_T")
 # what a parameter group may hold beside hyperparameters
 _GROUP_KEYS = {"params", "param_names", "name", "initial_lr"}
-_PLAIN = (int, float, str, bool, torch.Tensor, type(None))
-
-
-class _Group:
-    """The rule and the state of one parameter group."""
-
-    def __init__(self, params: Sequence[torch.Tensor], rule: Rule, values: dict[str, Any]) -> None:
-        self.rule = rule
-        self.values = values
-        self.state: OptState = rule.init(list(params))
-        self.spec = list_structure(len(params))
-
-    def holds(self, values: dict[str, Any]) -> bool:
-        """Return whether the rule was made with these hyperparameters."""
-        return all(
-            value is self.values[name]
-            or (not isinstance(value, torch.Tensor) and value == self.values[name])
-            for name, value in values.items()
-        )
-
-    def is_part(self, node: Any) -> bool:
-        """Return whether a node of the state is a list with one entry for each parameter."""
-        return isinstance(node, list) and len(node) == self.spec.num_leaves
-
-    def entries(self) -> Iterator[tuple[str, Any]]:
-        """Yield the parts of the state, and what is beside them, by name."""
-        accessors, leaves, _ = optree.tree_flatten_with_accessor(self.state, is_leaf=self.is_part)
-        for accessor, leaf in zip(accessors, leaves, strict=True):
-            names = (getattr(entry, "field", entry.entry) for entry in accessor)
-            yield ".".join(map(str, names)), leaf
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -114,8 +81,8 @@ class Optimizer(torch.optim.Optimizer):
         """Make the state for the parameters."""
         self.impl = impl
         self._implementation = Implementation(impl)
-        self._groups: list[_Group] = []
-        super().__init__(params, self._implementation.hyperparameters)
+        self._groups: list[Group] = []
+        super().__init__(params, dict(self._implementation.hyperparameters))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as in :meth:`torch.optim.Optimizer.add_param_group`."""
@@ -131,13 +98,13 @@ class Optimizer(torch.optim.Optimizer):
         try:
             check_params(group["params"])
             values = self._values(group)
-            self._groups.append(_Group(group["params"], self._implementation.rule(values), values))
+            self._groups.append(Group(group["params"], self._implementation.rule(values), values))
         except Exception:
             self.param_groups.pop()
             raise
 
     def _values(self, group: dict[str, Any]) -> dict[str, Any]:
-        return {name: group[name] for name in self.defaults}
+        return {name: group[name] for name in self._implementation.hyperparameters}
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -191,16 +158,13 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def state(self) -> defaultdict[Any, Any]:
-        """The live state: tensors by parameter and name, and what is shared by a whole group."""
+        """The live state: by parameter and name, and what a group shares. Read-only."""
         state: defaultdict[Any, Any] = defaultdict(dict)
-        for k, (group, options) in enumerate(zip(self._groups, self.param_groups, strict=False)):
-            for name, part in group.entries():
-                if isinstance(part, list):
-                    for param, tensor in zip(options["params"], part, strict=True):
-                        if tensor is not None:
-                            state[param][name] = tensor
-                else:
-                    state[f"group {k}"][name] = part
+        for k, (group, options) in enumerate(zip(self._groups, self.param_groups, strict=True)):
+            by_parameter = zip(options["params"], group.by_parameter(), strict=True)
+            state.update((param, entries) for param, entries in by_parameter if entries)
+            if shared := group.shared():
+                state[f"group {k}"] = shared
         return state
 
     @state.setter
@@ -215,94 +179,32 @@ class Optimizer(torch.optim.Optimizer):
         present ones.
         """
         packed = super().state_dict()
-        for group in packed["param_groups"]:
-            for name in list(group):
-                leaves = optree.tree_leaves(group[name], none_is_leaf=True)
-                if not all(isinstance(x, _PLAIN) for x in leaves):
-                    del group[name]
+        packed["param_groups"] = list(map(plain_options, packed["param_groups"]))
+        packed["transformation"] = self._implementation.name
         return packed
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from what :meth:`state_dict` returned; nothing changes if it does not fit.
 
         Raises:
-            ValueError: If it was made by another optimizer or for other parameters.
+            ValueError: If it was made by another optimizer or for other parameters, is damaged, or
+                has hyperparameters that are out of range.
         """
-        current = super().state_dict()
-        states, groups = state_dict["state"], state_dict["param_groups"]
-        self._check_groups(current["param_groups"], groups)
-        # parameters are numbered anew, in order
-        position: dict[Any, Any] = {}
-        for mine, theirs in zip(current["param_groups"], groups, strict=True):
-            position.update(zip(mine["params"], theirs["params"], strict=True))
-        loaded: dict[Any, dict[str, Any]] = {}
-        for key, mine in current["state"].items():
-            theirs = states.get(position.get(key, key), {})
-            self._check_state(key, mine, theirs)
-            loaded[key] = {
-                name: theirs[name].to(value.device, value.dtype, copy=True)
-                if isinstance(value, torch.Tensor)
-                else theirs[name]
-                for name, value in mine.items()
-            }
-        extra = set(states) - {position.get(key, key) for key in current["state"]}
-        if any(states[key] for key in extra):
-            raise ValueError(
-                "the state dict belongs to another optimizer: it has state for "
-                f"{sorted(map(str, extra))}, where {self.__class__.__name__} keeps none"
-            )
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = before(self, state_dict) or state_dict
+        check_owner(self._implementation.name, state_dict, self._groups)
+        states = loaded_states(state_dict, self._groups)
+        pairs = zip(self.param_groups, state_dict["param_groups"], strict=True)
+        loaded = [loaded_options(mine, theirs) for mine, theirs in pairs]
+        values = [self._values(options) for options in loaded]
+        rules = [self._implementation.rule(x) for x in values]
 
-        kept = [dict(group) for group in self.param_groups]
-        super().load_state_dict({"state": {}, "param_groups": groups})
-        for group, old in zip(self.param_groups, kept, strict=True):
-            for name, value in old.items():
-                group.setdefault(name, value)
-        self._assign(loaded)
-
-    def _check_groups(self, mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
-        sizes = [len(group["params"]) for group in mine]
-        if sizes != [len(group["params"]) for group in theirs]:
-            raise ValueError(
-                "the state dict has parameter groups of sizes "
-                f"{[len(group['params']) for group in theirs]}, the optimizer has {sizes}"
-            )
-        known = set(self._implementation.hyperparameters)
-        for group in theirs:
-            unknown = set(group) - known - _GROUP_KEYS
-            if unknown:
-                raise ValueError(
-                    f"the state dict belongs to another optimizer: its hyperparameters "
-                    f"{sorted(unknown)} are not among {sorted(known)} of {self.__class__.__name__}"
-                )
-
-    def _check_state(self, key: Any, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
-        where = key if isinstance(key, str) else f"parameter {key}"
-        if set(mine) != set(theirs):
-            raise ValueError(
-                f"the state dict belongs to another optimizer: for {where} it has "
-                f"{sorted(theirs)}, {self.__class__.__name__} keeps {sorted(mine)}"
-            )
-        for name, value in mine.items():
-            if isinstance(value, torch.Tensor) and value.shape != theirs[name].shape:
-                raise ValueError(
-                    f"the state dict belongs to other parameters: `{name}` of {where} has shape "
-                    f"{tuple(theirs[name].shape)}, here it has {tuple(value.shape)}"
-                )
-
-    def _assign(self, loaded: dict[Any, dict[str, Any]]) -> None:
-        start = 0
-        for k, group in enumerate(self._groups):
-            parts: list[Any] = []
-            for name, part in group.entries():
-                if isinstance(part, list):
-                    parts.append(
-                        [None if x is None else loaded[start + i][name] for i, x in enumerate(part)]
-                    )
-                else:
-                    parts.append(loaded[f"group {k}"][name])
-            spec = optree.tree_structure(group.state, is_leaf=group.is_part)
-            group.state = optree.tree_unflatten(spec, parts)
-            start += group.spec.num_leaves
+        for options, new in zip(self.param_groups, loaded, strict=True):
+            options.update(new)
+        for group, *parts in zip(self._groups, states, values, rules, strict=True):
+            group.state, group.values, group.rule = parts
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickling and copying keep."""
@@ -310,4 +212,4 @@ class Optimizer(torch.optim.Optimizer):
         return {name: self.__dict__[name] for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({k: v for k, v in state.items() if k != "state"})
+        super().__setstate__({name: x for name, x in state.items() if name != "state"})

@@ -70,6 +70,8 @@ class Trace(Rule):
     def update(
         self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
     ) -> tuple[Direction, OptState]:
+        if self.nesterov:  # needs the updates twice
+            updates = Direction(updates.materialize(work))
         if self._is_zero(self.dampening):
             (buffer,) = work.read(state, TraceState)
             buffer = updates.add_to(work.reuse.mul(buffer, self.momentum), work)
@@ -87,7 +89,8 @@ class Trace(Rule):
 
     def _share(self, t: Any) -> tuple[Any]:
         """Return the weight of the gradient, which is 1 in the first step."""
-        return (1 - beside_steps(self.dampening) * (t > 0),)
+        t = torch.as_tensor(t, dtype=torch.float64)
+        return (1 - beside_steps(self.dampening) * t.clamp(max=1),)
 
 
 def trace(

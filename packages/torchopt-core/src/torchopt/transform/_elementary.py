@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import optree
 import torch
 
+from torchopt._mask import mask_positions, resolve_mask
 from torchopt._rule import Direction, Rule
-from torchopt._validate import check_non_negative
-from torchopt.base import EmptyState, GradientTransformation, RuleTransformation, as_rule
-from torchopt.optim._descent import ScaleByScheduleState, add_decayed, mask_positions
+from torchopt._validate import check_non_negative, is_scalar_tensor
+from torchopt.base import (
+    EmptyState,
+    GradientTransformation,
+    RuleTransformation,
+    as_rule,
+    check_transformation,
+)
+from torchopt.optim._descent import ScaleByScheduleState, add_decayed
 
 if TYPE_CHECKING:
     from torchopt._arithmetic import Leaves
@@ -26,19 +33,31 @@ __all__ = ["add_decayed_weights", "masked", "nan_to_num", "scale", "scale_by_sch
 class _Scale(Rule):
     step_size: Scalar | TensorTree
 
+    def __post_init__(self) -> None:
+        step_size: Any = self.step_size
+        leaves: list[Any] = optree.tree_leaves(step_size)
+        if not leaves or not all(isinstance(x, (int, float, torch.Tensor)) for x in leaves):
+            raise TypeError(
+                "`step_size` must be a number, a 0-dim tensor, or a tree of tensors shaped like "
+                f"the parameters, got {self.step_size!r}"
+            )
+
+    @property
+    def may_raise(self) -> bool:
+        """Whether it is a tree, which may not match the parameters'."""
+        return not isinstance(self.step_size, (int, float)) and not is_scalar_tensor(self.step_size)
+
     def init(self, params: Params) -> OptState:
         return EmptyState()
 
     def update(
         self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
     ) -> tuple[Direction, OptState]:
-        factor: Any = self.step_size
-        if not isinstance(factor, (int, float, torch.Tensor)) or (
-            isinstance(factor, torch.Tensor) and factor.ndim > 0
-        ):
-            leaves = work.fresh.mul(updates.materialize(work), work.leaves(factor, "step_size"))
-            return Direction(leaves, borrowed=False), state
-        return updates.scaled(factor), state
+        if self.may_raise:
+            return updates.scaled(
+                work.factors(self.step_size, "step_size", updates.numerators)
+            ), state
+        return updates.scaled(self.step_size), state
 
 
 def scale(step_size: Scalar | TensorTree) -> GradientTransformation:
@@ -113,7 +132,7 @@ class _AddDecayedWeights(Rule):
 
     @property
     def may_raise(self) -> bool:
-        return callable(self.mask)
+        return self.mask is not None
 
     def init(self, params: Params) -> OptState:
         return EmptyState()
@@ -173,15 +192,7 @@ class _Masked(Rule):
             return MaskedState(self.inner.init(params))
         mask = self.mask(params) if callable(self.mask) else self.mask
         leaves, spec = optree.tree_flatten(params, none_is_leaf=True)
-        try:
-            selected = optree.broadcast_prefix(
-                mask, optree.tree_unflatten(spec, range(len(leaves)))
-            )
-        except ValueError as error:
-            raise ValueError(
-                f"`mask` must be a tree of bools that is a prefix of the parameters' tree {spec}: "
-                f"{error}"
-            ) from error
+        selected = resolve_mask(mask, spec)
         kept = [x if keep else None for x, keep in zip(leaves, selected, strict=True)]
         return MaskedState(self.inner.init(optree.tree_unflatten(spec, kept)))
 
@@ -229,6 +240,7 @@ def masked(
         >>> freeze.update({"a": torch.ones(1), "b": torch.ones(1)}, freeze.init(params))[0]
         {'a': tensor([0.]), 'b': tensor([1.])}
     """
+    check_transformation(inner, "`inner`")
     return RuleTransformation(_Masked(as_rule(inner), mask))
 
 

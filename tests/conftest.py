@@ -1,0 +1,53 @@
+"""What every test shares: the installed package under test, one seed, and default dtypes."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+import torchopt
+
+PACKAGES = Path(__file__).resolve().parent.parent / "packages"
+
+hypothesis.settings.register_profile("torchopt", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("torchopt")
+torch.set_num_threads(1)
+
+
+def pytest_configure() -> None:
+    location = Path(torchopt.__file__).resolve()
+    allowed = os.environ.get("TORCHOPT_TESTS_ALLOW_SOURCE") == "1"
+    if location.is_relative_to(PACKAGES) and not allowed:
+        raise pytest.UsageError(
+            f"the tests must run against the installed torchopt, but it was imported from the "
+            f"source tree ({location}); run `nox -s tests`, or set TORCHOPT_TESTS_ALLOW_SOURCE=1"
+        )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Start every test from the same random state."""
+    random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Make float64 the default dtype for one test."""
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(previous)
