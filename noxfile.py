@@ -123,7 +123,7 @@ def peer(session: nox.Session) -> None:
 @nox.session(requires=["peer"])
 def bench(session: nox.Session) -> None:
     """Measure speed and memory side by side with torch.optim and the predecessor."""
-    install(session, CORE)
+    install(session, CORE, "numpy")
     ours = Path(session.bin)
     session.env["TORCHOPT_PEER_PYTHON"] = str(ours.parent.with_name("peer") / ours.name / "python")
     session.run("python", "benchmarks/run.py", *session.posargs)

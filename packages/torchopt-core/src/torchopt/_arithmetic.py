@@ -58,6 +58,7 @@ class Primitives(NamedTuple):
     mul: Callable[..., Leaves]
     div: Callable[..., Leaves]
     lerp: Callable[..., Leaves]
+    addcmul: Callable[..., Leaves]
     maximum: Callable[..., Leaves]
     neg: Callable[..., Leaves]
     abs: Callable[..., Leaves]
@@ -92,6 +93,7 @@ FOREACH_NO_GRAD = Primitives(
     mul=_torch._foreach_mul,
     div=_torch._foreach_div,
     lerp=_torch._foreach_lerp,
+    addcmul=_torch._foreach_addcmul,
     maximum=_torch._foreach_maximum,
     neg=_torch._foreach_neg,
     abs=_torch._foreach_abs,
@@ -111,6 +113,7 @@ LOOP = Primitives(
     mul=_each(torch.mul),
     div=_each(torch.div),
     lerp=_each(torch.lerp),
+    addcmul=_each(lambda x, y, z, value: torch.addcmul(x, y, z, value=value)),
     maximum=_each(torch.maximum),
     neg=_each(torch.neg),
     abs=_each(torch.abs),
@@ -208,15 +211,19 @@ class Functional(NamedTuple):
         """Return ``factor * xs + offset``."""
         if is_number(offset, 0.0):
             return xs if is_number(factor, 1.0) else self.mul(xs, factor)
-        if is_number(factor, 1.0) or not isinstance(factor, (int, float)):
-            return self.add(xs if is_number(factor, 1.0) else self.mul(xs, factor), offset)
-        if isinstance(offset, (int, float)):
-            offset = torch.tensor(offset, dtype=torch.float64)
-        return self.primitives.add(spread(offset, xs), xs, alpha=factor)
+        if is_number(factor, 1.0):
+            return self.add(xs, offset)
+        if isinstance(factor, (int, float)) and xs[0].is_cpu:
+            # one operation; elsewhere tensors on the CPU would break up the fused kernels
+            offsets = offset
+            if isinstance(offset, (int, float)):
+                offsets = torch.tensor(offset, dtype=torch.float64)
+            return self.primitives.add(spread(offsets, xs), xs, alpha=factor)
+        return self.add(self.mul(xs, factor), offset)
 
     def addcmul(self, xs: Leaves, ys: Leaves, zs: Leaves, value: float = 1.0) -> Leaves:
         """Return ``xs + value * ys * zs``."""
-        return self.primitives.add(xs, self.primitives.mul(ys, zs), alpha=value)
+        return self.primitives.addcmul(xs, ys, zs, value)
 
     def addcdiv(self, xs: Leaves, numerators: Leaves, denominators: Leaves, value: float) -> Leaves:
         """Return ``xs + value * numerators / denominators``."""
@@ -293,6 +300,10 @@ class InPlace:
 
     def maximum(self, xs: Leaves, ys: Leaves) -> Leaves:
         torch._foreach_maximum_(xs, ys)
+        return xs
+
+    def clamp_min(self, xs: Leaves, bound: float) -> Leaves:
+        torch._foreach_clamp_min_(xs, bound)
         return xs
 
     def sqrt(self, xs: Leaves) -> Leaves:

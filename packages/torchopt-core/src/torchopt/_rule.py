@@ -33,13 +33,15 @@ class Direction(NamedTuple):
     """
 
     numerators: Leaves
-    # owned by this update: may be overwritten; None: the denominators are 1
+    # None: the denominators are 1
     roots: Leaves | None = None
     slope: Operand = 1.0
     offset: Operand = 0.0
     scale: Operand = 1.0
     # whether the numerators are tensors of the state or of the caller, not to be handed out
     borrowed: bool = True
+    # whether the roots are tensors of the state, not to be overwritten
+    borrowed_roots: bool = False
 
     @property
     def _is_plain(self) -> bool:
@@ -57,13 +59,15 @@ class Direction(NamedTuple):
         if self.roots is None:
             return work.fresh.mul(self.numerators, self.scale)
         if isinstance(self.scale, (int, float)) and self.scale != 0:
-            slope, offset = (
-                product(self.slope, 1 / self.scale),
-                product(self.offset, 1 / self.scale),
-            )
-            return work.fresh.div(self.numerators, work.reuse.mul_add(self.roots, slope, offset))
-        denominators = work.reuse.mul_add(self.roots, self.slope, self.offset)
-        return work.reuse.mul(work.fresh.div(self.numerators, denominators), self.scale)
+            return work.fresh.div(self.numerators, self._denominators(work, 1 / self.scale))
+        return work.reuse.mul(work.fresh.div(self.numerators, self._denominators(work)), self.scale)
+
+    def _denominators(self, work: Workspace, factor: float = 1.0) -> Leaves:
+        """Return ``factor`` times the denominators."""
+        assert self.roots is not None
+        arithmetic = work.fresh if self.borrowed_roots else work.reuse
+        slope, offset = product(self.slope, factor), product(self.offset, factor)
+        return arithmetic.mul_add(self.roots, slope, offset)
 
     def owned(self, work: Workspace) -> Leaves:
         """Return the updates as a list of tensors that nothing else will overwrite."""
@@ -76,7 +80,7 @@ class Direction(NamedTuple):
         if self.roots is None:
             return work.reuse.add_scaled(targets, self.numerators, self.scale)
         if isinstance(self.scale, (int, float)):
-            denominators = work.reuse.mul_add(self.roots, self.slope, self.offset)
+            denominators = self._denominators(work)
             return work.reuse.addcdiv(targets, self.numerators, denominators, self.scale)
         return work.reuse.add(targets, self.materialize(work))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import optree
@@ -98,7 +98,9 @@ class RuleTransformation(GradientTransformation):
     def __new__(cls, rule: Rule) -> RuleTransformation:
         """Return the transformation that runs ``rule`` on trees."""
         self = super().__new__(
-            cls, functools.partial(_init, rule), functools.partial(_update, rule)
+            cls,
+            functools.partial(_init, rule),
+            functools.partial(_update, rule, tuple(rule.learned())),
         )
         self.rule = rule
         return self
@@ -142,15 +144,11 @@ def check_params(params: Params) -> None:
             )
 
 
-def keeps_memory(rule: Rule, updates: list[torch.Tensor | None]) -> bool:
+def _is_recording(tensors: Iterable[torch.Tensor | None]) -> bool:
     """Return whether nothing may be overwritten: a graph is recorded or a transform is running."""
     if is_transforming():
         return True
-    if not torch.is_grad_enabled():
-        return False
-    return any(x is not None and x.requires_grad for x in updates) or any(
-        x.requires_grad for x in rule.learned()
-    )
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def _init(rule: Rule, params: Params) -> OptState:
@@ -160,6 +158,7 @@ def _init(rule: Rule, params: Params) -> OptState:
 
 def _update(
     rule: Rule,
+    learned: tuple[torch.Tensor, ...],
     updates: Updates,
     state: OptState,
     *,
@@ -167,7 +166,7 @@ def _update(
     inplace: bool = True,
 ) -> tuple[Updates, OptState]:
     leaves, spec = optree.tree_flatten(updates, none_is_leaf=True)
-    inplace = inplace and not keeps_memory(rule, leaves)
+    inplace = inplace and not _is_recording([*leaves, *learned])
     # what can fail midway must not have overwritten anything by then
     work = Workspace.over(leaves, spec, inplace and not rule.may_raise)
     grads = work.select(leaves)

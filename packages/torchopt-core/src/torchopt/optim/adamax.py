@@ -61,8 +61,9 @@ class ScaleByAdamax(Rule):
         sizes = work.reuse.add(work.fresh.abs(grads), self.eps)
         nu = work.reuse.maximum(work.reuse.mul(nu, self.b2), sizes)
         count = work.reuse.add(count, 1)
-        (c1,) = work.per_step(count, lambda t: (bias_correction(self.b1, t),))
-        return Direction(mu, work.fresh.mul(nu, c1)), work.write(state, mu, nu, count)
+        (scale,) = work.per_step(count, lambda t: (1 / bias_correction(self.b1, t),))
+        direction = Direction(mu, nu, scale=scale, borrowed_roots=True)
+        return direction, work.write(state, mu, nu, count)
 
 
 def scale_by_adamax(

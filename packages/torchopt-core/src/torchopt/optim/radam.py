@@ -66,20 +66,25 @@ class ScaleByRAdam(Rule):
         direction = Direction(mu, work.fresh.sqrt(nu), slope, offset)
         return direction, work.write(state, mu, nu, count)
 
-    def _corrections(self, t: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def _corrections(self, t: Any) -> tuple[Any, Any]:
         """Return ``(a, b)`` of the denominators ``a * sqrt(v) + b`` of ``m``."""
-        t = torch.as_tensor(t, dtype=torch.float64)
         b2 = beside_steps(self.b2)
         c1, c2 = bias_correction(self.b1, t), bias_correction(b2, t)
-        rho_inf = 2 / (1 - b2) - 1 + torch.zeros_like(t)
+        rho_inf = 2 / (1 - b2) - 1
         rho = rho_inf - 2 * t * b2**t / c2
         rectified = rho > 5
         # 6 keeps the branch that is not taken away from the root's and the quotient's zeros
-        rho = torch.where(rectified, rho, 6.0)
-        rho_inf = torch.where(rectified, rho_inf, 6.0)
+        rho_inf = _select(rectified, rho_inf + 0 * rho, 6.0)
+        rho = _select(rectified, rho, 6.0)
         squared = (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)
-        slope = torch.where(rectified, c1 / (c2 * squared).sqrt(), 0.0)
-        return slope, torch.where(rectified, slope * beside_steps(self.eps), c1)
+        slope = _select(rectified, c1 / (c2 * squared) ** 0.5, 0.0)
+        return slope, _select(rectified, slope * beside_steps(self.eps), c1)
+
+
+def _select(condition: Any, x: Any, y: Any) -> Any:
+    if isinstance(condition, torch.Tensor):
+        return torch.where(condition, x, y)
+    return x if condition else y
 
 
 def scale_by_radam(

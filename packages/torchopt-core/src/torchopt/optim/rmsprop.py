@@ -100,8 +100,8 @@ class ScaleByStdDev(Rule):
         mu = work.reuse.ema(mu, grads, self.alpha)
         nu = work.reuse.ema_square(nu, grads, self.alpha)
         # rounding may leave a variance of zero slightly negative
-        variances = work.fresh.clamp_min(work.fresh.addcmul(nu, mu, mu, value=-1.0), 0.0)
-        direction = Direction(grads, work.fresh.sqrt(variances), offset=self.eps)
+        variances = work.reuse.clamp_min(work.fresh.addcmul(nu, mu, mu, value=-1.0), 0.0)
+        direction = Direction(grads, work.reuse.sqrt(variances), offset=self.eps)
         return direction, work.write(state, mu, nu)
 
 
