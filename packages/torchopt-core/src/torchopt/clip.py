@@ -119,6 +119,12 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
     Raises:
         ValueError: If ``max_norm`` is negative.
 
+    Example:
+        >>> import torch, torchopt
+        >>> clip = torchopt.clip_by_global_norm(max_norm=5.0)
+        >>> clip.update(torch.tensor([6.0, 8.0]), clip.init(torch.zeros(2)))[0]
+        tensor([3., 4.])
+
     Reference:
         Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks",
         ICML 2013, Algorithm 1.
@@ -152,5 +158,11 @@ def clip_by_value(clip_value: Scalar) -> GradientTransformation:
 
     Raises:
         ValueError: If ``clip_value`` is negative.
+
+    Example:
+        >>> import torch, torchopt
+        >>> clip = torchopt.clip_by_value(1.0)
+        >>> clip.update(torch.tensor([-3.0, 0.5]), clip.init(torch.zeros(2)))[0]
+        tensor([-1.0000,  0.5000])
     """
     return RuleTransformation(_ClipValue(clip_value))

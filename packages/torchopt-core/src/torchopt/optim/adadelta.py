@@ -81,6 +81,13 @@ def scale_by_adadelta(
     Raises:
         ValueError: If a number is outside of its range.
 
+    Example:
+        >>> import torch, torchopt
+        >>> rescale = torchopt.transform.scale_by_adadelta()
+        >>> updates, state = rescale.update(torch.tensor([2.0]), rescale.init(torch.zeros(1)))
+        >>> updates
+        tensor([0.0032])
+
     Reference:
         Zeiler, "ADADELTA: An Adaptive Learning Rate Method", arXiv:1212.5701, Algorithm 1.
     """
@@ -118,6 +125,14 @@ def adadelta(
 
     Raises:
         ValueError: If a number is outside of its range or not finite.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optim = torchopt.adadelta(lr=0.1)
+        >>> params = {"w": torch.tensor([1.0])}
+        >>> updates, state = optim.update({"w": torch.tensor([2.0])}, optim.init(params))
+        >>> torchopt.apply_updates(params, updates)
+        {'w': tensor([0.9997])}
 
     Reference:
         Zeiler, "ADADELTA: An Adaptive Learning Rate Method", arXiv:1212.5701, Algorithm 1.

@@ -87,6 +87,13 @@ def scale_by_rss(
     Raises:
         ValueError: If a number is negative or not finite.
 
+    Example:
+        >>> import torch, torchopt
+        >>> rescale = torchopt.transform.scale_by_rss()
+        >>> updates, state = rescale.update(torch.tensor([2.0]), rescale.init(torch.zeros(1)))
+        >>> updates
+        tensor([1.])
+
     Reference:
         Duchi, Hazan, Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
         Optimization", JMLR 2011.
@@ -123,6 +130,14 @@ def adagrad(
 
     Raises:
         ValueError: If a number is outside of its range or not finite.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optim = torchopt.adagrad(lr=0.1)
+        >>> params = {"w": torch.tensor([1.0])}
+        >>> updates, state = optim.update({"w": torch.tensor([2.0])}, optim.init(params))
+        >>> torchopt.apply_updates(params, updates)
+        {'w': tensor([0.9000])}
 
     Reference:
         Duchi, Hazan, Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic

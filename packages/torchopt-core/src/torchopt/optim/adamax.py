@@ -90,6 +90,13 @@ def scale_by_adamax(
     Raises:
         ValueError: If a number is outside of its range.
 
+    Example:
+        >>> import torch, torchopt
+        >>> rescale = torchopt.transform.scale_by_adamax()
+        >>> updates, state = rescale.update(torch.tensor([2.0]), rescale.init(torch.zeros(1)))
+        >>> updates
+        tensor([1.0000])
+
     Reference:
         Kingma, Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, Algorithm 2.
     """
@@ -126,6 +133,14 @@ def adamax(
 
     Raises:
         ValueError: If a number is outside of its range or not finite.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optim = torchopt.adamax(lr=0.1)
+        >>> params = {"w": torch.tensor([1.0])}
+        >>> updates, state = optim.update({"w": torch.tensor([2.0])}, optim.init(params))
+        >>> torchopt.apply_updates(params, updates)
+        {'w': tensor([0.9000])}
 
     Reference:
         Kingma, Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, Algorithm 2.

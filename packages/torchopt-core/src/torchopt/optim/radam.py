@@ -117,6 +117,13 @@ def scale_by_radam(
     Raises:
         ValueError: If a number is outside of its range.
 
+    Example:
+        >>> import torch, torchopt
+        >>> rescale = torchopt.transform.scale_by_radam()
+        >>> updates, state = rescale.update(torch.tensor([2.0]), rescale.init(torch.zeros(1)))
+        >>> updates
+        tensor([2.])
+
     Reference:
         Liu, Jiang, He, Chen, Liu, Gao, Han, "On the Variance of the Adaptive Learning Rate and
         Beyond", ICLR 2020, Algorithm 2.
@@ -154,6 +161,14 @@ def radam(
 
     Raises:
         ValueError: If a number is outside of its range or not finite.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optim = torchopt.radam(lr=0.1)
+        >>> params = {"w": torch.tensor([1.0])}
+        >>> updates, state = optim.update({"w": torch.tensor([2.0])}, optim.init(params))
+        >>> torchopt.apply_updates(params, updates)
+        {'w': tensor([0.8000])}
 
     Reference:
         Liu, Jiang, He, Chen, Liu, Gao, Han, "On the Variance of the Adaptive Learning Rate and

@@ -124,6 +124,13 @@ def scale_by_rms(
     Raises:
         ValueError: If a number is outside of its range.
 
+    Example:
+        >>> import torch, torchopt
+        >>> rescale = torchopt.transform.scale_by_rms()
+        >>> updates, state = rescale.update(torch.tensor([2.0]), rescale.init(torch.zeros(1)))
+        >>> updates
+        tensor([3.1623])
+
     Reference:
         Tieleman, Hinton, "Lecture 6.5: rmsprop", Neural Networks for Machine Learning, 2012.
     """
@@ -149,6 +156,13 @@ def scale_by_stddev(
 
     Raises:
         ValueError: If a number is outside of its range.
+
+    Example:
+        >>> import torch, torchopt
+        >>> rescale = torchopt.transform.scale_by_stddev()
+        >>> updates, state = rescale.update(torch.tensor([2.0]), rescale.init(torch.zeros(1)))
+        >>> updates
+        tensor([3.3333])
 
     Reference:
         Graves, "Generating Sequences With Recurrent Neural Networks", arXiv:1308.0850, eq. 38-45.
@@ -195,6 +209,14 @@ def rmsprop(
 
     Raises:
         ValueError: If a number is outside of its range or not finite.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optim = torchopt.rmsprop(lr=0.1)
+        >>> params = {"w": torch.tensor([1.0])}
+        >>> updates, state = optim.update({"w": torch.tensor([2.0])}, optim.init(params))
+        >>> torchopt.apply_updates(params, updates)
+        {'w': tensor([0.])}
 
     Reference:
         Tieleman, Hinton, "Lecture 6.5: rmsprop", Neural Networks for Machine Learning, 2012;
