@@ -147,6 +147,25 @@ def test_unusable_hyperparameter_in_the_second_group_stops_the_step_before_the_f
     assert_same(snapshot(optimizer), before)
 
 
+@pytest.mark.parametrize(
+    "change", [lambda p: torch.ones(4), lambda p: p.double()], ids=["shape", "dtype"]
+)
+def test_step_after_a_parameter_changed_leaves_everything_as_it_was(change: Any) -> None:
+    """Such as by ``net.double()``: the state of the second group no longer fits."""
+    params = [torch.randn(3, requires_grad=True) for _ in range(2)]
+    optimizer = torchopt.Adam([{"params": [p]} for p in params], lr=0.1)
+    for p in params:
+        p.grad = torch.ones(3)
+    optimizer.step()
+    params[1].grad = None
+    params[1].data = change(params[1].data)
+    params[1].grad = torch.ones_like(params[1])
+    before = snapshot(optimizer)
+    with pytest.raises((ValueError, RuntimeError), match=r"shape|dtype"):
+        optimizer.step()
+    assert_same(snapshot(optimizer), before)
+
+
 def test_closure_that_fails_leaves_everything_as_it_was() -> None:
     param = torch.ones(3, requires_grad=True)
     optimizer = torchopt.Adam([param], lr=0.1)

@@ -77,6 +77,28 @@ def test_hyperparameters_may_be_changed_between_steps(family: Family) -> None:
     assert_agree(actual, expected)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [{}, {"momentum": 0.9}],
+        [{"momentum": 0.9}, {"momentum": 0.0}, {"momentum": 0.5}],
+        [{"momentum": 0.9}, {"momentum": 0.9, "dampening": 0.5}],
+        [{"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}],
+    ],
+    ids=["momentum", "no momentum", "dampening", "nesterov"],
+)
+def test_momentum_may_begin_and_end_between_steps(changes: list[dict[str, Any]]) -> None:
+    net, loss_fn = regression()
+    other = copy.deepcopy(net)
+    mine = torchopt.SGD(net.parameters(), lr=0.02, **changes[0])
+    theirs = torch.optim.SGD(other.parameters(), lr=0.02, **changes[0])
+    for change in changes:
+        for optimizer in (mine, theirs):
+            optimizer.param_groups[0].update(change)
+        actual, expected = train(net, loss_fn, mine, 3), train(other, loss_fn, theirs, 3)
+    assert_agree(actual, expected)
+
+
 def test_a_rate_given_as_a_tensor_may_be_changed_in_place() -> None:
     net, loss_fn = regression()
     other = copy.deepcopy(net)
@@ -132,8 +154,8 @@ def train_scheduled(
 @every_scheduler
 @pytest.mark.parametrize(
     ("family", "kwargs"),
-    [(SGD, {"lr": 0.05, "momentum": 0.9}), (ADAM, {"lr": 0.05})],
-    ids=["sgd", "adam"],
+    [(SGD, {"lr": 0.05}), (SGD, {"lr": 0.05, "momentum": 0.9}), (ADAM, {"lr": 0.05})],
+    ids=["sgd", "sgd with momentum", "adam"],
 )
 def test_schedulers_of_torch_drive_it(
     family: Family, kwargs: dict[str, float], scheduler: Callable[..., Any]

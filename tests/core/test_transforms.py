@@ -188,6 +188,7 @@ def test_clip_grad_norm_is_that_of_torch(max_norm: float, norm_type: float, inpl
     if norm_type != math.inf:  # an empty tensor has no largest entry, in torch
         shapes.append((0, 2))
     params = [torch.zeros(shape, requires_grad=True) for shape in shapes]
+    params.append(torch.zeros(2, dtype=torch.cdouble, requires_grad=True))
     grads = [torch.randn_like(p) for p in params]
     for p, g in zip(params, grads, strict=True):
         p.grad = g.clone()
@@ -334,6 +335,30 @@ def test_mask_of_adamw(mask: Any, selected: str, inplace: bool) -> None:
     updates, _ = adamw.update(grads, adamw.init(params), params=params, inplace=inplace)
     expected = {"a": -0.2, "b": -0.25, "c": -0.3}
     assert_agree(updates, maskable(*(expected[k] if k in selected else -0.1 for k in "abc")))
+
+
+@every_mode
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda mask: transform.add_decayed_weights(0.1, mask), 1.1),
+        (lambda mask: transform.masked(transform.scale(2.0), mask), 2.0),
+        (lambda mask: torchopt.adamw(0.1, eps=0.0, weight_decay=0.5, mask=mask), -0.15),
+    ],
+    ids=["add_decayed_weights", "masked", "adamw"],
+)
+def test_function_as_mask_need_not_know_of_none_gradients(
+    make: Any, expected: float, inplace: bool
+) -> None:
+    """The usual one, ``p.ndim > 0`` for each tensor, when a parameter has no gradient."""
+    params = {"a": torch.ones(2), "frozen": torch.ones(2), "none": None}
+    grads = {"a": torch.ones(2), "frozen": None, "none": None}
+    transformation = make(lambda params: torchopt.pytree.tree_map(lambda p: p.ndim > 0, params))
+    updates, _ = transformation.update(
+        grads, transformation.init(params), params=params, inplace=inplace
+    )
+    assert_agree(updates["a"], torch.full((2,), expected))
+    assert updates["frozen"] is None
 
 
 @every_mode

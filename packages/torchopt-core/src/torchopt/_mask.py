@@ -19,7 +19,7 @@ def mask_positions(mask: Any, params: Leaves | None, work: Workspace) -> list[in
     Args:
         mask: ``None`` for all, a tree of bools (or a prefix of it), or a function from the tree of
             parameters to one.
-        params: The active leaves of the parameters; needed by a function.
+        params: What a function sees, as active leaves, if the workspace has no parameters.
         work: The workspace.
     """
     indices = range(work.spec.num_leaves) if work.active is None else work.active
@@ -28,7 +28,7 @@ def mask_positions(mask: Any, params: Leaves | None, work: Workspace) -> list[in
     if not isinstance(mask, (bool, dict, list, tuple)) and callable(mask):
         if params is None:
             raise ValueError("a `mask` given as a function needs `params` in `update`")
-        mask = mask(work.unflatten(work.merge(params)))
+        mask = mask(work.unflatten(work.merge(params)) if work.params is None else work.params)
     selected = resolve_mask(mask, work.spec)
     return [k for k, i in enumerate(indices) if selected[i]]
 
@@ -41,34 +41,35 @@ def resolve_mask(mask: Any, spec: optree.PyTreeSpec) -> list[bool]:
     Raises:
         ValueError: If the mask is not a prefix.
     """
-    walks = [_walk(mask, path) for path in spec.paths()]
-    reached = {steps for _, steps in walks}
-    if any(keep is None for keep, _ in walks) or _count_bools(mask) != len(reached):
+    try:
+        walks = [_walk(mask, path) for path in spec.paths()]
+        fits = _count_leaves(mask) == len({steps for _, steps in walks})
+    except (LookupError, TypeError):
+        fits = False
+    if not fits:
         raise ValueError(
             f"`mask` must be a tree of bools that is a prefix of the parameters' tree {spec}, "
             f"got {mask!r}"
         )
-    return [bool(keep) for keep, _ in walks]
+    return [keep for keep, _ in walks]
 
 
-def _walk(mask: Any, path: tuple[Any, ...]) -> tuple[bool | None, tuple[Any, ...]]:
-    """Return the bool on the way along ``path``, or ``None``, and the steps to it."""
+def _walk(mask: Any, path: tuple[Any, ...]) -> tuple[bool, tuple[Any, ...]]:
+    """Return the bool on the way along ``path``, and the steps to it; ``None`` is ``False``."""
     for depth, key in enumerate(path):
-        if isinstance(mask, bool):
-            return mask, path[:depth]
-        if isinstance(mask, dict):
-            known = key in mask
-        else:
-            known = isinstance(mask, (list, tuple)) and isinstance(key, int) and key < len(mask)
-        if not known:
-            return None, path
+        if mask is None or isinstance(mask, bool):
+            return bool(mask), path[:depth]
+        if not isinstance(mask, (dict, list, tuple)):
+            raise LookupError
         mask = mask[key]
-    return (mask if isinstance(mask, bool) else None), path
+    if mask is not None and not isinstance(mask, bool):
+        raise LookupError
+    return bool(mask), path
 
 
-def _count_bools(mask: Any) -> int:
+def _count_leaves(mask: Any) -> int:
     if isinstance(mask, dict):
-        return sum(map(_count_bools, mask.values()))
+        return sum(map(_count_leaves, mask.values()))
     if isinstance(mask, (list, tuple)):
-        return sum(map(_count_bools, mask))
+        return sum(map(_count_leaves, mask))
     return 1

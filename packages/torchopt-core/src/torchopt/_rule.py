@@ -111,6 +111,10 @@ class Rule(ABC):
         direction, state = self.update(Direction(grads), state, params, work)
         return direction.add_to(params, work), state
 
+    def adopt(self, state: Any, params: Params) -> OptState:
+        """Return the state that goes on from ``state``, of this rule with other hyperparameters."""
+        return state
+
     def children(self) -> tuple[Rule, ...]:
         """Return the rules this one is composed of."""
         return ()

@@ -106,6 +106,8 @@ class Workspace(NamedTuple):
     reuse: Functional | InPlace
     # shapes that the moments must have; None: known to be right
     shapes: tuple[torch.Size, ...] | None = None
+    # the tree of all parameters, if they are given
+    params: Any = None
 
     @property
     def inplace(self) -> bool:
@@ -133,7 +135,9 @@ class Workspace(NamedTuple):
         """Return the active ones among all leaves, complex ones seen as real."""
         chosen: Any = leaves if self.active is None else [leaves[i] for i in self.active]
         if self.complex:
-            return [torch.view_as_real(x) if x.is_complex() else x for x in chosen]
+            return [
+                torch.view_as_real(x) if x is not None and x.is_complex() else x for x in chosen
+            ]
         return list(chosen)
 
     def merge(
@@ -197,13 +201,15 @@ class Workspace(NamedTuple):
 
     def check_shapes(self, leaves: Leaves, name: str) -> None:
         """Raise unless the leaves are shaped like the updates."""
-        if tuple([x.shape for x in leaves]) == self.shapes:
+        shapes = tuple([getattr(x, "shape", None) for x in leaves])
+        if shapes == self.shapes:
             return
-        for i, (shape, x) in enumerate(zip(self.shapes or (), leaves, strict=True)):
-            if x.shape != shape:
+        for i, (wanted, found) in enumerate(zip(self.shapes or (), shapes, strict=True)):
+            if found != wanted:
+                what = "is None" if found is None else f"has shape {tuple(found)}"
                 raise ValueError(
-                    f"leaf {i} of `{name}` has shape {tuple(x.shape)}, "
-                    f"but that of the updates has shape {tuple(shape)}"
+                    f"leaf {i} of `{name}` {what}, "
+                    f"but that of the updates has shape {tuple(wanted)}"
                 )
 
     def write(self, state: _State, *fields: Leaves) -> _State:

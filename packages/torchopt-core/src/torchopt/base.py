@@ -172,7 +172,7 @@ def _update(
     grads = work.select(leaves)
     if not grads:
         return updates, state
-    work = work._replace(shapes=tuple(x.shape for x in grads))
+    work = work._replace(shapes=tuple(x.shape for x in grads), params=params)
     param_leaves = None if params is None else work.leaves(params, "params")
     if param_leaves is not None:
         work.check_shapes(param_leaves, "params")
@@ -202,7 +202,7 @@ class _Foreign(Rule):
         tree, state = self.transformation.update(
             work.unflatten(grads),
             state,
-            params=None if params is None else work.unflatten(work.merge(params)),
+            params=None if params is None else work.params,
             inplace=work.inplace,
         )
         return Direction(work.leaves(tree, "updates")), state
@@ -223,6 +223,9 @@ class Chain(Rule):
 
     def init(self, params: Params) -> OptState:
         return tuple(rule.init(params) for rule in self.rules)
+
+    def adopt(self, state: Any, params: Params) -> OptState:
+        return tuple(rule.adopt(x, params) for rule, x in zip(self.rules, state, strict=True))
 
     def update(
         self, updates: Direction, state: Any, params: Leaves | None, work: Workspace

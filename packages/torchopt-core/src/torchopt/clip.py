@@ -63,7 +63,12 @@ class _ClipNorm(Rule):
             # torch's norm has no second derivative at zero
             squares = [_at_least_single(g).square().sum().to(device) for g in grads]
             return work.fresh.sqrt([torch.stack(squares).sum()])[0]
-        norms = [torch.linalg.vector_norm(_at_least_single(g), self.norm_type) for g in grads]
+        leaves = work.merge(grads) if work.complex else grads
+        norms = [
+            torch.linalg.vector_norm(_at_least_single(g), self.norm_type)
+            for g in leaves
+            if g is not None
+        ]
         total: torch.Tensor = torch.linalg.vector_norm(
             torch.stack([norm.to(device) for norm in norms]), self.norm_type
         )

@@ -98,6 +98,12 @@ class Descent(Rule):
             rate = ScaleByScheduleState(count=torch.zeros((), dtype=torch.int64))
         return self.direction.init(params), rate
 
+    def adopt(self, state: Any, params: Params) -> OptState:
+        direction, rate = state
+        if is_schedule(self.lr) and not isinstance(rate, ScaleByScheduleState):
+            rate = ScaleByScheduleState(count=torch.zeros((), dtype=torch.int64))
+        return self.direction.adopt(direction, params), rate
+
     def update(
         self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
     ) -> tuple[Direction, OptState]:

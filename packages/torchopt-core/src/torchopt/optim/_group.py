@@ -26,6 +26,23 @@ class Group:
         self.values = values
         self.state: OptState = rule.init(list(params))
         self.spec = list_structure(len(params))
+        self._forms = [(p.shape, p.dtype) for p in params]
+
+    def change(self, rule: Rule, values: dict[str, Any], params: Sequence[torch.Tensor]) -> None:
+        """Go on with other hyperparameters."""
+        self.state = rule.adopt(self.state, list(params))
+        self.rule, self.values = rule, values
+
+    def check(self, params: Sequence[torch.Tensor]) -> None:
+        """Raise if parameters have changed their shape or dtype, which the state does not fit."""
+        forms = [(p.shape, p.dtype) for p in params]
+        if forms != self._forms:
+            changes = zip(self._forms, forms, strict=True)
+            i, (old, new) = next((i, x) for i, x in enumerate(changes) if x[0] != x[1])
+            raise ValueError(
+                f"parameter {i} of a group has changed from shape {tuple(old[0])}, dtype {old[1]}, "
+                f"to shape {tuple(new[0])}, dtype {new[1]}: make the optimizer after such changes"
+            )
 
     @property
     def size(self) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import optree
 import torch
@@ -17,7 +18,7 @@ from torchopt.optim._faces import Implementation, derived_signature, gradients, 
 if TYPE_CHECKING:
     from torchopt.typing import OptState
 
-__all__ = ["MetaOptimizer"]
+__all__ = ["DerivedMetaOptimizer", "MetaOptimizer"]
 
 
 class MetaOptimizer:
@@ -41,36 +42,6 @@ class MetaOptimizer:
         >>> torch.autograd.grad(net.weight.sum(), initial)
         (tensor([[0.8000]]),)
     """
-
-    def __init_subclass__(
-        cls,
-        functional: Callable[..., GradientTransformation] | None = None,
-        positional: Sequence[str] | None = None,
-        moment_requires_grad: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        """Derive the constructor from an optimizer's functional form."""
-        super().__init_subclass__(**kwargs)
-        if functional is None:
-            return
-        signature = derived_signature(
-            functional, "module", positional, moment_requires_grad=moment_requires_grad
-        )
-
-        def __init__(self: MetaOptimizer, *args: Any, **kwargs: Any) -> None:
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            arguments = bound.arguments
-            module = arguments.pop("module")
-            if isinstance(arguments["lr"], Mapping) and isinstance(module, nn.Module):
-                arguments["lr"] = _by_name(arguments["lr"], module)
-            MetaOptimizer.__init__(self, module, functional(**arguments))
-
-        __init__.__doc__ = (
-            f"Take the module, and the hyperparameters of :func:`{functional.__name__}`."
-        )
-        cls.__init__ = __init__  # type: ignore[method-assign]
-        cls.__signature__ = signature  # type: ignore[attr-defined]
 
     def __init__(self, module: nn.Module, impl: GradientTransformation) -> None:
         """Take the module; the state is made in the first step."""
@@ -121,6 +92,7 @@ class MetaOptimizer:
             if isinstance(state, UninitializedState):
                 state = rule.init(params)
             work = Workspace.over(group_grads, list_structure(len(params)), inplace=False)
+            work = work._replace(params=params)
             chosen = work.select(group_grads)
             if chosen:
                 news, state = rule.step(chosen, state, work.select(params), work)
@@ -149,6 +121,41 @@ class MetaOptimizer:
             if not isinstance(state, UninitializedState):
                 _check_state(state, group.expected_state(self.impl))
         self.state_groups[:] = state_dict
+
+
+class DerivedMetaOptimizer(MetaOptimizer):
+    """A differentiable class with the signature of an optimizer's functional form."""
+
+    _functional: ClassVar[Callable[..., GradientTransformation]]
+    __signature__: ClassVar[inspect.Signature]
+
+    def __init_subclass__(
+        cls,
+        functional: Callable[..., GradientTransformation] | None = None,
+        positional: Sequence[str] | None = None,
+        moment_requires_grad: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Take the functional form, and what differs from its signature."""
+        super().__init_subclass__(**kwargs)
+        if functional is not None:
+            cls._functional = staticmethod(functional)
+            cls.__signature__ = derived_signature(
+                functional, "module", positional, moment_requires_grad=moment_requires_grad
+            )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take the module, and the hyperparameters of the functional form.
+
+        A learning rate for each parameter may be given by name, as a dict.
+        """
+        bound = self.__signature__.bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = bound.arguments
+        module = arguments.pop("module")
+        if isinstance(arguments["lr"], Mapping) and isinstance(module, nn.Module):
+            arguments["lr"] = _by_name(arguments["lr"], module)
+        super().__init__(module, self._functional(**arguments))
 
 
 class _Group:

@@ -10,8 +10,8 @@ from torchopt._validate import check_non_negative, check_unit_interval
 from torchopt._workspace import zeros_like
 from torchopt.base import GradientTransformation, RuleTransformation
 from torchopt.optim._descent import Descent, optimizer
-from torchopt.optim._meta import MetaOptimizer
-from torchopt.optim.base import Optimizer
+from torchopt.optim._meta import DerivedMetaOptimizer
+from torchopt.optim.base import DerivedOptimizer
 
 if TYPE_CHECKING:
     from torchopt._arithmetic import Leaves
@@ -146,11 +146,11 @@ def adadelta(
     )
 
 
-class Adadelta(Optimizer, functional=adadelta):
+class Adadelta(DerivedOptimizer, functional=adadelta):
     """Adadelta as a :class:`torch.optim.Optimizer`; see :func:`adadelta`."""
 
 
-class MetaAdadelta(MetaOptimizer, functional=adadelta):
+class MetaAdadelta(DerivedMetaOptimizer, functional=adadelta):
     """Differentiable Adadelta on a module; see :func:`adadelta`."""
 
 

@@ -12,8 +12,8 @@ from torchopt._validate import check_betas, check_non_negative
 from torchopt._workspace import beside_steps, bias_correction, counts_like, zeros_like
 from torchopt.base import GradientTransformation, RuleTransformation
 from torchopt.optim._descent import Descent, optimizer
-from torchopt.optim._meta import MetaOptimizer
-from torchopt.optim.base import Optimizer
+from torchopt.optim._meta import DerivedMetaOptimizer
+from torchopt.optim.base import DerivedOptimizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -244,17 +244,17 @@ def adamw(
     )
 
 
-class Adam(Optimizer, functional=adam):
+class Adam(DerivedOptimizer, functional=adam):
     """Adam as a :class:`torch.optim.Optimizer`; see :func:`adam`."""
 
 
-class AdamW(Optimizer, functional=adamw):
+class AdamW(DerivedOptimizer, functional=adamw):
     """AdamW as a :class:`torch.optim.Optimizer`; see :func:`adamw`."""
 
 
-class MetaAdam(MetaOptimizer, functional=adam):
+class MetaAdam(DerivedMetaOptimizer, functional=adam):
     """Differentiable Adam on a module; see :func:`adam`."""
 
 
-class MetaAdamW(MetaOptimizer, functional=adamw, moment_requires_grad=False):
+class MetaAdamW(DerivedMetaOptimizer, functional=adamw, moment_requires_grad=False):
     """Differentiable AdamW on a module; see :func:`adamw`."""

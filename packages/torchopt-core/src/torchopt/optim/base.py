@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar, overload
+from typing import Any, ClassVar, TypeVar, overload
 
 import torch
 
@@ -14,7 +16,7 @@ from torchopt.optim._checkpoint import check_owner, loaded_options, loaded_state
 from torchopt.optim._faces import Implementation, derived_signature
 from torchopt.optim._group import Group
 
-__all__ = ["Optimizer"]
+__all__ = ["DerivedOptimizer", "Optimizer"]
 
 _T = TypeVar("_T")
 # what a parameter group may hold beside hyperparameters
@@ -48,30 +50,6 @@ class Optimizer(torch.optim.Optimizer):
         >>> optim.param_groups[0]["lr"]
         0.01
     """
-
-    def __init_subclass__(
-        cls,
-        functional: Callable[..., GradientTransformation] | None = None,
-        positional: Sequence[str] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Derive the constructor from an optimizer's functional form."""
-        super().__init_subclass__(**kwargs)
-        if functional is None:
-            return
-        signature = derived_signature(
-            functional, "params", positional, drop=("moment_requires_grad",)
-        )
-
-        def __init__(self: Optimizer, *args: Any, **kwargs: Any) -> None:
-            arguments = signature.bind(*args, **kwargs).arguments
-            Optimizer.__init__(self, arguments.pop("params"), functional(**arguments))
-
-        __init__.__doc__ = (
-            f"Take the parameters, and the hyperparameters of :func:`{functional.__name__}`."
-        )
-        cls.__init__ = __init__  # type: ignore[method-assign]
-        cls.__signature__ = signature  # type: ignore[attr-defined]
 
     def __init__(
         self,
@@ -134,7 +112,8 @@ class Optimizer(torch.optim.Optimizer):
         for group, options in zip(self._groups, self.param_groups, strict=True):
             values = self._values(options)
             if not group.holds(values):
-                group.rule, group.values = self._implementation.rule(values), values
+                group.change(self._implementation.rule(values), values, options["params"])
+            group.check(options["params"])
             grads = [p.grad for p in options["params"]]
             if any(g is not None and g.is_sparse for g in grads):
                 raise ValueError("sparse gradients are not supported: pass `sparse=False`")
@@ -145,7 +124,7 @@ class Optimizer(torch.optim.Optimizer):
         inplace = not any(group.rule.may_raise for group, _, _ in pending)
         results = []
         for group, params, grads in pending:
-            work = Workspace.over(grads, group.spec, inplace)
+            work = Workspace.over(grads, group.spec, inplace)._replace(params=params)
             targets = work.select(params)
             news, state = group.rule.step(work.select(grads), group.state, targets, work)
             if inplace:
@@ -193,16 +172,19 @@ class Optimizer(torch.optim.Optimizer):
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
         check_owner(self._implementation.name, state_dict, self._groups)
-        states = loaded_states(state_dict, self._groups)
         pairs = zip(self.param_groups, state_dict["param_groups"], strict=True)
         loaded = [loaded_options(mine, theirs) for mine, theirs in pairs]
-        values = [self._values(options) for options in loaded]
-        rules = [self._implementation.rule(x) for x in values]
+        groups = []
+        for options, group in zip(loaded, self._groups, strict=True):
+            values = self._values(options)
+            groups.append(copy.copy(group))
+            groups[-1].change(self._implementation.rule(values), values, options["params"])
+        for group, state in zip(groups, loaded_states(state_dict, groups), strict=True):
+            group.state = state
 
+        self._groups = groups
         for options, new in zip(self.param_groups, loaded, strict=True):
             options.update(new)
-        for group, *parts in zip(self._groups, states, values, rules, strict=True):
-            group.state, group.values, group.rule = parts
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
@@ -213,3 +195,29 @@ class Optimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({name: x for name, x in state.items() if name != "state"})
+
+
+class DerivedOptimizer(Optimizer):
+    """A stateful class with the signature of an optimizer's functional form."""
+
+    _functional: ClassVar[Callable[..., GradientTransformation]]
+    __signature__: ClassVar[inspect.Signature]
+
+    def __init_subclass__(
+        cls,
+        functional: Callable[..., GradientTransformation] | None = None,
+        positional: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Take the functional form, and the names of what is positional where it differs."""
+        super().__init_subclass__(**kwargs)
+        if functional is not None:
+            cls._functional = staticmethod(functional)
+            cls.__signature__ = derived_signature(
+                functional, "params", positional, drop=("moment_requires_grad",)
+            )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take the parameters, and the hyperparameters of the functional form."""
+        arguments = self.__signature__.bind(*args, **kwargs).arguments
+        super().__init__(arguments.pop("params"), self._functional(**arguments))

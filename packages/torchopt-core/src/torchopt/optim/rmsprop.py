@@ -10,10 +10,10 @@ import torch
 from torchopt._rule import Direction, Rule
 from torchopt._validate import check_non_negative, check_unit_interval
 from torchopt._workspace import filled_like, zeros_like
-from torchopt.base import Chain, GradientTransformation, RuleTransformation
+from torchopt.base import Chain, GradientTransformation, RuleTransformation, identity
 from torchopt.optim._descent import Descent, optimizer
-from torchopt.optim._meta import MetaOptimizer
-from torchopt.optim.base import Optimizer
+from torchopt.optim._meta import DerivedMetaOptimizer
+from torchopt.optim.base import DerivedOptimizer
 from torchopt.optim.sgd import Trace
 
 if TYPE_CHECKING:
@@ -223,11 +223,11 @@ def rmsprop(
         Graves, arXiv:1308.0850, for the centered form.
     """
     direction: Rule = (ScaleByStdDev if centered else ScaleByRms)(alpha, eps, initial_scale)
-    buffer = Trace(momentum, 0.0, nesterov, moment_requires_grad=False)
-    if isinstance(momentum, torch.Tensor) or momentum > 0:
-        direction = Chain((direction, buffer))
+    buffer: Rule = Trace(momentum, 0.0, nesterov, moment_requires_grad=False)
+    if not isinstance(momentum, torch.Tensor) and momentum == 0:
+        buffer = identity().rule
     return Descent(
-        direction=direction,
+        direction=Chain((direction, buffer)),
         lr=lr,
         weight_decay=weight_decay,
         maximize=maximize,
@@ -235,11 +235,11 @@ def rmsprop(
     )
 
 
-class RMSprop(Optimizer, functional=rmsprop):
+class RMSprop(DerivedOptimizer, functional=rmsprop):
     """RMSprop as a :class:`torch.optim.Optimizer`; see :func:`rmsprop`."""
 
 
-class MetaRMSprop(MetaOptimizer, functional=rmsprop):
+class MetaRMSprop(DerivedMetaOptimizer, functional=rmsprop):
     """Differentiable RMSprop on a module; see :func:`rmsprop`."""
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import optree
 import torch
 
 from torchopt._rule import Direction, Rule
 from torchopt._validate import check_non_negative
 from torchopt._workspace import beside_steps, counts_like, zeros_like
-from torchopt.base import GradientTransformation, RuleTransformation, identity
+from torchopt.base import EmptyState, GradientTransformation, RuleTransformation, identity
 from torchopt.optim._descent import Descent, optimizer
-from torchopt.optim._meta import MetaOptimizer
-from torchopt.optim.base import Optimizer
+from torchopt.optim._meta import DerivedMetaOptimizer
+from torchopt.optim.base import DerivedOptimizer
 
 if TYPE_CHECKING:
     from torchopt._arithmetic import Leaves
@@ -66,6 +67,18 @@ class Trace(Rule):
         if self._is_zero(self.dampening):
             return TraceState(trace=buffer)
         return DampenedTraceState(trace=buffer, count=counts_like(params))
+
+    def adopt(self, state: Any, params: Params) -> OptState:
+        fresh = self.init(params)
+        if isinstance(state, EmptyState):
+            return fresh
+        if isinstance(state, TraceState) and isinstance(fresh, DampenedTraceState):
+            # the buffer has begun, so dampening applies from now on
+            begun = optree.tree_map(torch.ones_like, fresh.count)
+            return DampenedTraceState(trace=state.trace, count=begun)
+        if isinstance(state, DampenedTraceState) and isinstance(fresh, TraceState):
+            return TraceState(trace=state.trace)
+        return state
 
     def update(
         self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
@@ -189,11 +202,13 @@ def sgd(
 _POSITIONAL = ("lr", "momentum", "weight_decay", "dampening", "nesterov")
 
 
-class SGD(Optimizer, functional=sgd, positional=(*_POSITIONAL, "maximize")):
+class SGD(DerivedOptimizer, functional=sgd, positional=(*_POSITIONAL, "maximize")):
     """Stochastic gradient descent as a :class:`torch.optim.Optimizer`; see :func:`sgd`."""
 
 
 class MetaSGD(
-    MetaOptimizer, functional=sgd, positional=(*_POSITIONAL, "moment_requires_grad", "maximize")
+    DerivedMetaOptimizer,
+    functional=sgd,
+    positional=(*_POSITIONAL, "moment_requires_grad", "maximize"),
 ):
     """Differentiable stochastic gradient descent on a module; see :func:`sgd`."""

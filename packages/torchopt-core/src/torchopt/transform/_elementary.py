@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,6 +42,8 @@ class _Scale(Rule):
                 "`step_size` must be a number, a 0-dim tensor, or a tree of tensors shaped like "
                 f"the parameters, got {self.step_size!r}"
             )
+        if any(isinstance(x, float) and not math.isfinite(x) for x in leaves):
+            raise ValueError(f"`step_size` must be finite, got {self.step_size}")
 
     @property
     def may_raise(self) -> bool:
