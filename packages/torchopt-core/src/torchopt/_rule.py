@@ -50,7 +50,8 @@ class Direction(NamedTuple):
 
     def scaled(self, factor: Operand) -> Direction:
         """Return the direction times ``factor``."""
-        return self._replace(scale=product(self.scale, factor))
+        numerators, roots, slope, offset, scale, *borrowed = self
+        return Direction(numerators, roots, slope, offset, product(scale, factor), *borrowed)
 
     def materialize(self, work: Workspace) -> Leaves:
         """Return the updates as a list, which may be the numerators."""

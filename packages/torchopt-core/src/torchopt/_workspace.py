@@ -116,20 +116,25 @@ class Workspace(NamedTuple):
 
     @staticmethod
     def over(
-        leaves: Sequence[torch.Tensor | None], spec: optree.PyTreeSpec, inplace: bool
+        leaves: Sequence[torch.Tensor | None],
+        spec: optree.PyTreeSpec,
+        inplace: bool,
+        params: Any = None,
     ) -> Workspace:
         """Return the workspace for updates with these leaves."""
-        active = None
-        if any(x is None for x in leaves):
-            active = [i for i, x in enumerate(leaves) if x is not None]
+        active: list[int] | None = [i for i, x in enumerate(leaves) if x is not None]
+        if active is not None and len(active) == len(leaves):
+            active = None
         complex_leaves = frozenset(
             [i for i, x in enumerate(leaves) if x is not None and x.is_complex()]
         )
+        fresh = _DIFFERENTIABLE
+        reuse: Functional | InPlace = _DIFFERENTIABLE
         if is_transforming():
-            return Workspace(spec, active, complex_leaves, _TRANSFORMED, _TRANSFORMED)
-        if inplace:
-            return Workspace(spec, active, complex_leaves, _TEMPORARY, _OVERWRITE)
-        return Workspace(spec, active, complex_leaves, _DIFFERENTIABLE, _DIFFERENTIABLE)
+            fresh, reuse = _TRANSFORMED, _TRANSFORMED
+        elif inplace:
+            fresh, reuse = _TEMPORARY, _OVERWRITE
+        return Workspace(spec, active, complex_leaves, fresh, reuse, None, params)
 
     def select(self, leaves: Sequence[torch.Tensor | None]) -> Leaves:
         """Return the active ones among all leaves, complex ones seen as real."""
@@ -156,7 +161,7 @@ class Workspace(NamedTuple):
             merged[i] = torch.view_as_complex(x) if seen_as_real else x
         return merged
 
-    def flatten(self, tree: Any, name: str) -> list[Any]:
+    def flatten(self, tree: Any, *names: str) -> list[Any]:
         """Return all leaves of a tree that must be shaped like the updates."""
         leaves: list[Any]
         leaves, spec = optree.tree_flatten(tree, none_is_leaf=True)
@@ -168,6 +173,7 @@ class Workspace(NamedTuple):
             except (ValueError, TypeError):
                 matches = False
             if not matches:
+                name = ".".join(names)
                 raise ValueError(
                     f"the structure of `{name}` differs from that of the updates: "
                     f"`{name}` is {spec}, the updates are {self.spec}"
@@ -190,7 +196,7 @@ class Workspace(NamedTuple):
                 f"got {type(state).__name__}"
             )
         fields = [
-            self.leaves(tree, f"state.{name}")
+            self.select(self.flatten(tree, "state", name))
             for name, tree in zip(kind._fields, state, strict=True)
         ]
         if self.shapes is not None:
@@ -218,7 +224,7 @@ class Workspace(NamedTuple):
             return type(state)(*map(self.unflatten, fields))
         trees = []
         for name, old, new in zip(state._fields, state, fields, strict=True):
-            leaves = self.flatten(old, f"state.{name}")
+            leaves = self.flatten(old, "state", name)
             trees.append(self.unflatten(self.merge(new, leaves, like=leaves)))
         return type(state)(*trees)
 

@@ -22,40 +22,44 @@ class Group:
 
     def __init__(self, params: Sequence[torch.Tensor], rule: Rule, values: dict[str, Any]) -> None:
         """Make the state before the first step."""
-        self.rule = rule
-        self.values = values
+        self.rule, self.values, self.may_raise = rule, values, rule.may_raise
         self.state: OptState = rule.init(list(params))
         self.spec = list_structure(len(params))
-        self._forms = [(p.shape, p.dtype) for p in params]
+        self._shapes = [p.shape for p in params]
+        self._dtypes = [p.dtype for p in params]
 
     def change(self, rule: Rule, values: dict[str, Any], params: Sequence[torch.Tensor]) -> None:
         """Go on with other hyperparameters."""
         self.state = rule.adopt(self.state, list(params))
-        self.rule, self.values = rule, values
+        self.rule, self.values, self.may_raise = rule, values, rule.may_raise
 
     def check(self, params: Sequence[torch.Tensor]) -> None:
         """Raise if parameters have changed their shape or dtype, which the state does not fit."""
-        forms = [(p.shape, p.dtype) for p in params]
-        if forms != self._forms:
-            changes = zip(self._forms, forms, strict=True)
-            i, (old, new) = next((i, x) for i, x in enumerate(changes) if x[0] != x[1])
-            raise ValueError(
-                f"parameter {i} of a group has changed from shape {tuple(old[0])}, dtype {old[1]}, "
-                f"to shape {tuple(new[0])}, dtype {new[1]}: make the optimizer after such changes"
-            )
+        shapes, dtypes = [p.shape for p in params], [p.dtype for p in params]
+        if shapes == self._shapes and dtypes == self._dtypes:
+            return
+        old = zip(self._shapes, self._dtypes, strict=True)
+        new = zip(shapes, dtypes, strict=True)
+        for i, (before, now) in enumerate(zip(old, new, strict=True)):
+            if before != now:
+                raise ValueError(
+                    f"parameter {i} of a group has changed from shape {tuple(before[0])}, "
+                    f"{before[1]}, to shape {tuple(now[0])}, {now[1]}: make the optimizer after "
+                    "such changes"
+                )
 
     @property
     def size(self) -> int:
         """The number of parameters."""
         return self.spec.num_leaves
 
-    def holds(self, values: dict[str, Any]) -> bool:
-        """Return whether the rule was made with these hyperparameters."""
-        return all(
-            value is self.values[name]
-            or (not isinstance(value, torch.Tensor) and value == self.values[name])
-            for name, value in values.items()
-        )
+    def holds(self, options: dict[str, Any]) -> bool:
+        """Return whether the rule was made with the hyperparameters in these options."""
+        for name, value in self.values.items():
+            now = options[name]
+            if now is not value and (isinstance(now, torch.Tensor) or now != value):
+                return False
+        return True
 
     def _is_part(self, node: Any) -> bool:
         return isinstance(node, list) and len(node) == self.size

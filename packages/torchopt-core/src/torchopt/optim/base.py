@@ -110,21 +110,23 @@ class Optimizer(torch.optim.Optimizer):
     def _step(self) -> None:
         pending = []
         for group, options in zip(self._groups, self.param_groups, strict=True):
-            values = self._values(options)
-            if not group.holds(values):
-                group.change(self._implementation.rule(values), values, options["params"])
-            group.check(options["params"])
-            grads = [p.grad for p in options["params"]]
-            if any(g is not None and g.is_sparse for g in grads):
+            params = options["params"]
+            if not group.holds(options):
+                values = self._values(options)
+                group.change(self._implementation.rule(values), values, params)
+            group.check(params)
+            grads = [p.grad for p in params]
+            found = [g for g in grads if g is not None]
+            if True in [g.is_sparse for g in found]:
                 raise ValueError("sparse gradients are not supported: pass `sparse=False`")
-            if any(g is not None for g in grads):
-                pending.append((group, options["params"], grads))
+            if found:
+                pending.append((group, params, grads))
 
         # a rule that can fail midway works on copies, which are committed when all have succeeded
-        inplace = not any(group.rule.may_raise for group, _, _ in pending)
+        inplace = not any(group.may_raise for group, _, _ in pending)
         results = []
         for group, params, grads in pending:
-            work = Workspace.over(grads, group.spec, inplace)._replace(params=params)
+            work = Workspace.over(grads, group.spec, inplace, params)
             targets = work.select(params)
             news, state = group.rule.step(work.select(grads), group.state, targets, work)
             if inplace:
