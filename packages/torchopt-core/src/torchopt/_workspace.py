@@ -219,7 +219,12 @@ class Workspace(NamedTuple):
                 )
 
     def write(self, state: _State, *fields: Leaves) -> _State:
-        """Return the state record with new active leaves; inactive leaves stay as they are."""
+        """Return the state record with new active leaves; inactive leaves stay as they are.
+
+        In place the new leaves are the old ones, overwritten by :attr:`reuse`.
+        """
+        if self.inplace:
+            return state
         if self.active is None and not self.complex:
             return type(state)(*map(self.unflatten, fields))
         trees = []
