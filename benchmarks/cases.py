@@ -158,7 +158,7 @@ def _module_episode(
     slots = [str(i) for i in range(len(initial))]
 
     def episode() -> _Step:
-        module._parameters.update(zip(slots, initial, strict=True))
+        parameters.update(zip(slots, initial, strict=True))
         optim = make(module, **names.hyperparameters, **options)
 
         def step(loss: torch.Tensor, params: list[torch.Tensor]) -> list[torch.Tensor]:
