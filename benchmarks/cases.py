@@ -72,7 +72,8 @@ def _supported(function: Callable[..., Any], **options: Any) -> dict[str, Any]:
 
 def _step(library: str, names: OptimizerNames, shapes: list[tuple[int, ...]]) -> Case:
     """One in-place step of a stateful optimizer."""
-    params = _random(shapes)
+    # of the size of an update, so that results show whether updates agree
+    params = [(1e-3 * torch.randn(shape)).requires_grad_() for shape in shapes]
     for param, grad in zip(params, _random(shapes, requires_grad=False), strict=True):
         param.grad = grad
     if library == "torch":

@@ -80,7 +80,7 @@ class Direction(NamedTuple):
         """Return ``targets`` plus the updates, reusing the targets' memory."""
         if self.roots is None:
             return work.reuse.add_scaled(targets, self.numerators, self.scale)
-        if isinstance(self.scale, (int, float)):
+        if work.inplace and isinstance(self.scale, (int, float)):
             denominators = self._denominators(work)
             return work.reuse.addcdiv(targets, self.numerators, denominators, self.scale)
         return work.reuse.add(targets, self.materialize(work))
