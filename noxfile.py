@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import subprocess
 from pathlib import Path
 
 import nox
@@ -17,20 +18,24 @@ ROOT = Path(__file__).resolve().parent
 CONSTRAINTS = ROOT / "constraints.txt"
 DIST = ROOT / "dist"
 CORE = ROOT / "packages" / "torchopt-core"
+ACCEL = ROOT / "packages" / "torchopt-accel"
 PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
 CACHES = {"__pycache__", ".mypy_cache"}
+COMPILED = {".so", ".pyd"}
 DEMO_REQUIREMENTS = ["matplotlib", "scikit-learn", "tqdm"]
 TEST_REQUIREMENTS = ["hypothesis", "pytest", "pytest-cov", "sybil", *DEMO_REQUIREMENTS]
 
 
-def fingerprint(requirements: tuple[str | Path, ...]) -> str:
+def fingerprint(session: nox.Session, requirements: tuple[str | Path, ...]) -> str:
     """Hash everything that decides what an installation holds, package sources included."""
     digest = hashlib.sha256(CONSTRAINTS.read_bytes())
+    for name in ("TORCHOPT_ACCEL_CUDA", "TORCHOPT_ACCEL_SANITIZE"):
+        digest.update(f"{name}={session.env.get(name)}\n".encode())
     for requirement in requirements:
         digest.update(f"{requirement}\n".encode())
         if isinstance(requirement, Path):
             for file in sorted(requirement.rglob("*")):
-                if file.is_file() and CACHES.isdisjoint(file.parts):
+                if file.is_file() and CACHES.isdisjoint(file.parts) and file.suffix not in COMPILED:
                     digest.update(f"{file}\n".encode() + file.read_bytes())
     return digest.hexdigest()
 
@@ -43,7 +48,7 @@ def install(session: nox.Session, *requirements: str | Path) -> None:
     """
     session.env["PIP_BUILD_CONSTRAINT"] = str(CONSTRAINTS)
     stamp = Path(session.virtualenv.location) / "fingerprint.txt"
-    wanted = fingerprint(requirements)
+    wanted = fingerprint(session, requirements)
     if stamp.exists() and stamp.read_text() == wanted:
         return
     stamp.unlink(missing_ok=True)
@@ -59,19 +64,52 @@ def demo(session: nox.Session) -> None:
     session.run("python", "examples/few_shot_digits.py", *session.posargs)
 
 
-@nox.session
-def tests(session: nox.Session) -> None:
-    """Run the tests against the installed packages."""
-    install(session, *PACKAGES, *TEST_REQUIREMENTS)
+def run_tests(session: nox.Session, *default: str, **env: str) -> None:
+    """Run pytest on what the command line names, or on folders of tests/."""
     arguments = [
         str(ROOT / argument) if (ROOT / argument.split("::")[0]).exists() else argument
         for argument in session.posargs
     ]
     if arguments == session.posargs:  # no path among them
-        arguments.insert(0, str(ROOT / "tests"))
+        arguments[:0] = [str(ROOT / "tests" / folder) for folder in default]
     session.env["COVERAGE_RCFILE"] = str(ROOT / "pyproject.toml")  # for `-- --cov`
     session.chdir(session.create_tmp())  # nothing of the source tree is importable from here
-    session.run("pytest", *arguments)
+    session.run("pytest", *arguments, env=env)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests against the installed packages."""
+    install(session, *PACKAGES, *TEST_REQUIREMENTS)
+    run_tests(session, "")
+
+
+@nox.session
+def alone(session: nox.Session) -> None:
+    """Run the core's tests against the core alone, which then does all arithmetic itself."""
+    install(session, CORE, *TEST_REQUIREMENTS)
+    run_tests(session, "core", "integration/test_surface.py")
+
+
+@nox.session
+def asan(session: nox.Session) -> None:
+    """Run the tests of the compiled steps under AddressSanitizer and UBSan."""
+    session.env.update(TORCHOPT_ACCEL_CUDA="OFF", TORCHOPT_ACCEL_SANITIZE="ON")
+    install(session, CORE, ACCEL, *TEST_REQUIREMENTS)
+    # the interpreter is not instrumented, so the runtime has to be there before it
+    names = ("libasan.so", "libubsan.so", "libstdc++.so")
+    find = ("g++", "-print-file-name=")
+    found = [
+        subprocess.run([find[0], find[1] + name], check=True, stdout=subprocess.PIPE, text=True)
+        for name in names
+    ]
+    run_tests(
+        session,
+        "accel",
+        LD_PRELOAD=" ".join(result.stdout.strip() for result in found),
+        ASAN_OPTIONS="detect_leaks=0",  # the interpreter and torch never free some memory
+        UBSAN_OPTIONS="print_stacktrace=1:halt_on_error=1",
+    )
 
 
 @nox.session
@@ -117,13 +155,13 @@ def smoke(session: nox.Session, package: str) -> None:
 @nox.session
 def peer(session: nox.Session) -> None:
     """Install the published predecessor, which shares our import name, for `bench`."""
-    install(session, "--only-binary=torchopt", "torchopt==0.7.3")
+    install(session, "--only-binary=torchopt", "torchopt==0.7.3", "higher==0.2.1")
 
 
 @nox.session(requires=["peer"])
 def bench(session: nox.Session) -> None:
     """Measure speed and memory side by side with torch.optim and the predecessor."""
-    install(session, CORE, "numpy")
+    install(session, CORE, ACCEL, "numpy", "tqdm")
     ours = Path(session.bin)
     session.env["TORCHOPT_PEER_PYTHON"] = str(ours.parent.with_name("peer") / ours.name / "python")
     session.run("python", "benchmarks/run.py", *session.posargs)

@@ -51,6 +51,20 @@ def check_core_optimizes() -> None:
     torch.testing.assert_close(slope, torch.tensor([[0.5]]))
 
 
+def check_kernels_run() -> None:
+    import torch
+
+    import torchopt
+
+    assert torchopt.accelerated_op_available("cpu"), "the compiled steps do not load"
+    assert not torchopt.accelerated_op_available("meta")
+    params = [torch.tensor([1.0, -2.0], requires_grad=True)]
+    optimizer = torchopt.adam(lr=0.1, use_accelerated_op=True)
+    updates, _ = optimizer.update(params, optimizer.init(params), inplace=False)
+    assert "Forward" in type(updates[0].grad_fn).__name__, "the step is not a compiled node"
+    torch.testing.assert_close(updates[0], torch.tensor([-0.1, 0.1]))
+
+
 def check_report(installed: set[str]) -> None:
     report = subprocess.run(
         [sys.executable, "-I", "-m", "torchopt"], stdout=subprocess.PIPE, text=True, check=True
@@ -107,6 +121,8 @@ def main() -> None:
     installed = {found.name for found in importlib.metadata.distributions()} & distributions()
     assert installed == expected, f"installed: {sorted(installed)}, expected: {sorted(expected)}"
     check_core_optimizes()
+    if "torchopt-accel" in installed:
+        check_kernels_run()
     check_report(installed)
     check_front_door(installed)
     print(f"{', '.join(sorted(installed))}: works as installed")

@@ -29,6 +29,7 @@ __all__ = [
     "bias_correction",
     "counts_like",
     "filled_like",
+    "is_eager",
     "is_transforming",
     "zeros_like",
 ]
@@ -39,6 +40,7 @@ _DIFFERENTIABLE = Functional(FOREACH)
 _TRANSFORMED = Functional(LOOP)
 _TEMPORARY = Functional(FOREACH_NO_GRAD)
 _OVERWRITE = InPlace()
+_NOTHING: frozenset[int] = frozenset()
 
 
 def is_transforming() -> bool:
@@ -46,7 +48,7 @@ def is_transforming() -> bool:
     return torch._C._functorch.get_dynamic_layer_stack_depth() > 0
 
 
-def _is_eager(x: torch.Tensor) -> bool:
+def is_eager(x: torch.Tensor) -> bool:
     """Return whether no transform, tracer or dispatch mode has to see what is done with ``x``."""
     return not (
         torch.compiler.is_compiling()
@@ -122,12 +124,14 @@ class Workspace(NamedTuple):
         params: Any = None,
     ) -> Workspace:
         """Return the workspace for updates with these leaves."""
-        active: list[int] | None = [i for i, x in enumerate(leaves) if x is not None]
-        if active is not None and len(active) == len(leaves):
-            active = None
-        complex_leaves = frozenset(
-            [i for i, x in enumerate(leaves) if x is not None and x.is_complex()]
-        )
+        active: list[int] | None = None
+        if [x for x in leaves if x is None]:
+            active = [i for i, x in enumerate(leaves) if x is not None]
+        complex_leaves = _NOTHING
+        if True in [x is not None and x.is_complex() for x in leaves]:
+            complex_leaves = frozenset(
+                [i for i, x in enumerate(leaves) if x is not None and x.is_complex()]
+            )
         fresh = _DIFFERENTIABLE
         reuse: Functional | InPlace = _DIFFERENTIABLE
         if is_transforming():
@@ -138,6 +142,8 @@ class Workspace(NamedTuple):
 
     def select(self, leaves: Sequence[torch.Tensor | None]) -> Leaves:
         """Return the active ones among all leaves, complex ones seen as real."""
+        if self.active is None and not self.complex:
+            return list(leaves)  # type: ignore[arg-type]
         chosen: Any = leaves if self.active is None else [leaves[i] for i in self.active]
         if self.complex:
             return [
@@ -153,6 +159,8 @@ class Workspace(NamedTuple):
         What was seen as real becomes complex again where the updates, or the leaves of ``like``,
         are complex.
         """
+        if self.active is None and not self.complex:
+            return list(leaves)
         merged: list[Any] = [None] * self.spec.num_leaves if others is None else list(others)
         indices = range(len(merged)) if self.active is None else self.active
         for i, x in zip(indices, leaves, strict=True):
@@ -188,8 +196,8 @@ class Workspace(NamedTuple):
         """Return the tree of these leaves, one for each leaf of the updates."""
         return optree.tree_unflatten(self.spec, leaves)
 
-    def read(self, state: Any, kind: type[NamedTuple]) -> list[Leaves]:
-        """Return the active leaves of each field of a state record."""
+    def read(self, state: Any, kind: type[NamedTuple], checked: bool = True) -> list[Leaves]:
+        """Return the active leaves of each field of a state record, with their shapes checked."""
         if not isinstance(state, kind):
             raise TypeError(
                 f"the state belongs to another transformation: expected {kind.__name__}, "
@@ -199,7 +207,7 @@ class Workspace(NamedTuple):
             self.select(self.flatten(tree, "state", name))
             for name, tree in zip(kind._fields, state, strict=True)
         ]
-        if self.shapes is not None:
+        if checked and self.shapes is not None:
             for name, leaves in zip(kind._fields, fields, strict=True):
                 if name != "count":
                     self.check_shapes(leaves, f"state.{name}")
@@ -273,7 +281,7 @@ class Workspace(NamedTuple):
                 leaves have made the same number of steps, that number.
         """
         t = torch.stack(counts)
-        if _is_eager(t):
+        if is_eager(t):
             distinct = set(t.tolist())
             if len(distinct) == 1:
                 return function(distinct.pop())

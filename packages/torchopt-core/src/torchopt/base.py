@@ -285,7 +285,7 @@ def as_rule(transformation: GradientTransformation) -> Rule:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Identity(Rule):
+class IdentityRule(Rule):
     def init(self, params: Params) -> OptState:
         return EmptyState()
 
@@ -299,7 +299,7 @@ class IdentityGradientTransformation(RuleTransformation):
     """The transformation that changes nothing: the unit of :func:`chain`."""
 
     def __new__(cls) -> IdentityGradientTransformation:
-        self = super().__new__(cls, _Identity())
+        self = super().__new__(cls, IdentityRule())
         assert isinstance(self, IdentityGradientTransformation)
         return self
 

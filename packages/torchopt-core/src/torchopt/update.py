@@ -39,14 +39,15 @@ def apply_updates(params: Params, updates: Updates, *, inplace: bool = True) -> 
     inplace = inplace and not is_transforming()
     work = Workspace.over(leaves, spec, inplace)
     additions = work.select(leaves)
-    work = work._replace(shapes=tuple(x.shape for x in additions))
+    if not additions:
+        return params
+    work = work._replace(shapes=tuple([x.shape for x in additions]))
     all_params = work.flatten(params, "params")
     targets = work.select(all_params)
     work.check_shapes(targets, "params")
-    if not additions:
-        return params
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):
-        new = work.reuse.add(targets, additions)
     if inplace:
+        with torch.no_grad():
+            work.reuse.add(targets, additions)
         return params
+    new = work.reuse.add(targets, additions)
     return work.unflatten(work.merge(new, all_params, like=all_params))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 from typing_extensions import ParamSpec
 
 from torchopt import _extensions
@@ -21,6 +22,7 @@ from torchopt._validate import (
     is_scalar_tensor,
     is_schedule,
 )
+from torchopt._workspace import is_eager
 from torchopt.base import EmptyState, RuleTransformation
 
 if TYPE_CHECKING:
@@ -107,43 +109,103 @@ class Descent(Rule):
     def update(
         self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
     ) -> tuple[Direction, OptState]:
-        direction, rate, state = self._direct(updates, state, params, work)
+        state, rate, rate_state = self._open(state, updates.numerators, work)
+        if self._uses_compiled():
+            updates = Direction(updates.materialize(work))
+            done = self._run_compiled(updates.numerators, state, params, work, rate, keep=0.0)
+            if done is not None:
+                return Direction(done[0], borrowed=False), (done[1], rate_state)
+        direction, state = self._direct(updates, state, params, work, rate)
         direction = direction.scaled(product(rate, -1.0))
         if self._decays and self.decoupled:
             factor = self._decay_factor(rate)
             leaves = add_decayed(direction.materialize(work), params, factor, self.mask, work)
             direction = Direction(leaves, borrowed=False)
-        return direction, state
+        return direction, (state, rate_state)
 
     def step(
         self, grads: Leaves, state: Any, params: Leaves, work: Workspace
     ) -> tuple[Leaves, OptState]:
-        direction, rate, state = self._direct(Direction(grads), state, params, work)
+        state, rate, rate_state = self._open(state, grads, work)
+        if self._uses_compiled():
+            done = self._run_compiled(grads, state, params, work, rate, keep=1.0)
+            if done is not None:
+                return done[0], (done[1], rate_state)
+        direction, state = self._direct(Direction(grads), state, params, work, rate)
         if self._decays and self.decoupled:
             params = self._shrink(params, rate, work)
-        return direction.scaled(product(rate, -1.0)).add_to(params, work), state
+        return direction.scaled(product(rate, -1.0)).add_to(params, work), (state, rate_state)
+
+    @functools.cached_property
+    def _compiled(self) -> Any:
+        """The compiled form of the step, from `torchopt-accel`; None without one."""
+        if self.use_accelerated_op is False:
+            return None
+        accel = _extensions.optional("torchopt_accel")
+        return None if accel is None else accel.compile_descent(self)
+
+    def _uses_compiled(self) -> bool:
+        """Return whether to try the compiled form; a compiler that traces would not see into it."""
+        if torch.compiler.is_compiling() and not self.use_accelerated_op:
+            return False
+        return self._compiled is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields: what is compiled stays where it is."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @property
     def _decays(self) -> bool:
         return isinstance(self.weight_decay, torch.Tensor) or self.weight_decay != 0
 
-    def _direct(
-        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
-    ) -> tuple[Direction, Operand, OptState]:
+    def _open(
+        self, state: Any, grads: Leaves, work: Workspace
+    ) -> tuple[OptState, Operand, OptState]:
+        """Return the state of the direction, the learning rate, and its next state."""
         if not isinstance(state, tuple) or len(state) != 2:
             raise TypeError(
                 "the state belongs to another transformation: expected the pair (state of the "
                 f"direction, state of the learning rate), got {type(state).__name__}"
             )
-        direction_state, rate_state = state
-        rate, rate_state = self._rate(rate_state, updates.numerators, work)
+        return state[0], *self._rate(state[1], grads, work)
+
+    def _run_compiled(
+        self,
+        grads: Leaves,
+        state: Any,
+        params: Leaves | None,
+        work: Workspace,
+        rate: Operand,
+        keep: float,
+    ) -> tuple[Leaves, OptState] | None:
+        """Return ``keep * params`` plus the updates; None where the compiled step cannot."""
+        number = _as_number(rate)
+        if number is None:  # a learned rate is left to `_direct` and the arithmetic around it
+            return None
+        result: tuple[Leaves, OptState] | None = self._compiled.run(
+            grads, state, params, work, rate=number, keep=keep
+        )
+        return result
+
+    def _direct(
+        self,
+        updates: Direction,
+        state: Any,
+        params: Leaves | None,
+        work: Workspace,
+        rate: Operand,
+    ) -> tuple[Direction, OptState]:
+        if self._uses_compiled() and _as_number(rate) is None:
+            grads = updates.materialize(work)
+            done = self._compiled.run(grads, state, params, work, rate=None, keep=0.0)
+            if done is not None:
+                return Direction(done[0], borrowed=False), done[1]
         if self.maximize:
             updates = updates.scaled(-1.0)
         if self._decays and not self.decoupled:
             leaves = updates.materialize(work)
             updates = Direction(add_decayed(leaves, params, self.weight_decay, self.mask, work))
-        direction, direction_state = self.direction.update(updates, direction_state, params, work)
-        return direction, rate, (direction_state, rate_state)
+        return self.direction.update(updates, state, params, work)
 
     def _rate(self, state: Any, grads: Leaves, work: Workspace) -> tuple[Operand, OptState]:
         if isinstance(self.lr, (int, float)) or is_scalar_tensor(self.lr):
@@ -171,6 +233,22 @@ class Descent(Rule):
             for k, x in zip(chosen, shrunk, strict=True):
                 result[k] = x
         return result
+
+
+def _as_number(rate: Operand) -> float | None:
+    """Return a learning rate as a Python number, unless that would lose a derivative."""
+    if isinstance(rate, (int, float)):
+        return float(rate)
+    if (
+        isinstance(rate, torch.Tensor)
+        and rate.ndim == 0
+        and rate.is_cpu
+        and not rate.requires_grad
+        and forward_ad._current_level < 0
+        and is_eager(rate)
+    ):
+        return float(rate)
+    return None
 
 
 class OptimizerTransformation(RuleTransformation):

@@ -58,11 +58,11 @@ class ScaleByRss(Rule):
         grads = updates.materialize(work)
         sums = work.reuse.addcmul(sums, grads, grads)
         count = work.reuse.add(count, 1)
-        slope, offset = work.per_step(count, self._slowdown)
+        slope, offset = work.per_step(count, self.slowdown)
         direction = Direction(grads, work.fresh.sqrt(sums), slope, offset)
         return direction, work.write(state, sums, count)
 
-    def _slowdown(self, t: Any) -> tuple[Any, Any]:
+    def slowdown(self, t: Any) -> tuple[Any, Any]:
         """Return ``(a, b)`` of the denominators ``a * sqrt(v) + b``."""
         if not isinstance(self.lr_decay, torch.Tensor) and self.lr_decay == 0:
             return 1.0, self.eps

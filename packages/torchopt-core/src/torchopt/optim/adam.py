@@ -67,7 +67,7 @@ class ScaleByAdam(Rule):
         nu = work.reuse.ema_square(nu, grads, self.b2)
         count = work.reuse.add(count, 1)
 
-        eps_root, slope, offset = work.per_step(count, self._corrections)
+        eps_root, slope, offset = work.per_step(count, self.corrections)
         squares = work.fresh.add(nu, eps_root) if self._has_eps_root else nu
         direction = Direction(mu, work.fresh.sqrt(squares), slope, offset)
         return direction, work.write(state, mu, nu, count)
@@ -76,7 +76,7 @@ class ScaleByAdam(Rule):
     def _has_eps_root(self) -> bool:
         return isinstance(self.eps_root, torch.Tensor) or self.eps_root > 0
 
-    def _corrections(self, t: Any) -> tuple[Any, Any, Any]:
+    def corrections(self, t: Any) -> tuple[Any, Any, Any]:
         """Return ``(r, a, b)`` of the denominators ``a * sqrt(v + r) + b`` of ``m``.
 
         These are the bias corrections, moved to where they cost the fewest passes over memory.

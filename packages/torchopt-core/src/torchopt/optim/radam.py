@@ -62,11 +62,11 @@ class ScaleByRAdam(Rule):
         mu = work.reuse.ema(mu, grads, self.b1)
         nu = work.reuse.ema_square(nu, grads, self.b2)
         count = work.reuse.add(count, 1)
-        slope, offset = work.per_step(count, self._corrections)
+        slope, offset = work.per_step(count, self.corrections)
         direction = Direction(mu, work.fresh.sqrt(nu), slope, offset)
         return direction, work.write(state, mu, nu, count)
 
-    def _corrections(self, t: Any) -> tuple[Any, Any]:
+    def corrections(self, t: Any) -> tuple[Any, Any]:
         """Return ``(a, b)`` of the denominators ``a * sqrt(v) + b`` of ``m``."""
         b2 = beside_steps(self.b2)
         c1, c2 = bias_correction(self.b1, t), bias_correction(b2, t)

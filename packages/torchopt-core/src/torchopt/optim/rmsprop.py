@@ -213,10 +213,10 @@ def rmsprop(
     Example:
         >>> import torch, torchopt
         >>> optim = torchopt.rmsprop(lr=0.1)
-        >>> params = {"w": torch.tensor([1.0])}
+        >>> params = {"w": torch.tensor([2.0])}
         >>> updates, state = optim.update({"w": torch.tensor([2.0])}, optim.init(params))
         >>> torchopt.apply_updates(params, updates)
-        {'w': tensor([0.])}
+        {'w': tensor([1.])}
 
     Reference:
         Tieleman, Hinton, "Lecture 6.5: rmsprop", Neural Networks for Machine Learning, 2012;

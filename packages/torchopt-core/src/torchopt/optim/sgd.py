@@ -91,7 +91,7 @@ class Trace(Rule):
             state = work.write(state, buffer)
         else:
             buffer, count = work.read(state, DampenedTraceState)
-            (share,) = work.per_step(count, self._share)
+            (share,) = work.per_step(count, self.share)
             buffer = work.reuse.mul(buffer, self.momentum)
             buffer = updates.scaled(share).add_to(buffer, work)
             state = work.write(state, buffer, work.reuse.add(count, 1))
@@ -100,7 +100,7 @@ class Trace(Rule):
             return Direction(ahead, borrowed=False), state
         return Direction(buffer), state
 
-    def _share(self, t: Any) -> tuple[Any]:
+    def share(self, t: Any) -> tuple[Any]:
         """Return the weight of the gradient, which is 1 in the first step."""
         t = torch.as_tensor(t, dtype=torch.float64)
         return (1 - beside_steps(self.dampening) * t.clamp(max=1),)
