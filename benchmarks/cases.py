@@ -27,6 +27,15 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
     "18 small": [(32, 32), (32,)] * 9,
     "200 small": [(32, 32), (32,)] * 100,
     "12 x 1M": [(1000, 1000)] * 12,
+    # networks: one hidden dimension of 40 (sinusoids), digits, and Conv-4 for five classes
+    "MLP 1-40-40-1": [(40, 1), (40,), (40, 40), (40,), (1, 40), (1,)],
+    "MLP 784-64-64-10": [(64, 784), (64,), (64, 64), (64,), (10, 64), (10,)],
+    "Conv-4": [
+        *[(64, 1, 3, 3), (64,), (64,), (64,)],
+        *[(64, 64, 3, 3), (64,), (64,), (64,)] * 3,
+        *[(5, 64), (5,)],
+    ],
+    "200 of 32x32": [(32, 32)] * 200,
 }
 
 
@@ -53,11 +62,28 @@ OPTIMIZERS = {
 }
 
 
+#: Appended to a library's name: take its compiled steps.
+COMPILED = "+compiled"
+
+
 def build(task: str, library: str, optimizer: str, tensors: str) -> Case:
     """Return the work of ``library`` for a task of the table."""
     torch.manual_seed(0)
-    tasks = {"step": _step, "functional": _functional, "meta": _meta}
+    tasks = {
+        "step": _step,
+        "functional": _functional,
+        "meta": _meta,
+        "episode": _episode,
+        "floor": _floor,
+        "traffic": _traffic,
+    }
     return tasks[task](library, OPTIMIZERS[optimizer], SHAPES[tensors])
+
+
+def _open(library: str) -> tuple[Any, bool]:
+    """Return a library, and whether its compiled steps are to be taken."""
+    name = library.removesuffix(COMPILED)
+    return importlib.import_module(name), name != library
 
 
 def _random(shapes: list[tuple[int, ...]], requires_grad: bool = True) -> list[torch.Tensor]:
@@ -78,9 +104,12 @@ def _step(library: str, names: OptimizerNames, shapes: list[tuple[int, ...]]) ->
         param.grad = grad
     if library == "torch":
         optim = getattr(torch.optim, names.torch)(params, **names.hyperparameters, foreach=True)
+    elif library == "torch fused":
+        optim = getattr(torch.optim, names.torch)(params, **names.hyperparameters, fused=True)
     else:
-        make = getattr(importlib.import_module(library), names.stateful)
-        options = _supported(make, use_accelerated_op=False)
+        torchopt, compiled = _open(library)
+        make = getattr(torchopt, names.stateful)
+        options = _supported(make, use_accelerated_op=compiled)
         optim = make(params, **names.hyperparameters, **options)
 
     def run() -> list[torch.Tensor]:
@@ -92,9 +121,9 @@ def _step(library: str, names: OptimizerNames, shapes: list[tuple[int, ...]]) ->
 
 def _functional(library: str, names: OptimizerNames, shapes: list[tuple[int, ...]]) -> Case:
     """Five pure updates from zero state, and the gradient in parameters and gradients."""
-    torchopt = importlib.import_module(library)
+    torchopt, compiled = _open(library)
     make = getattr(torchopt, names.functional)
-    options = _supported(make, moment_requires_grad=True, use_accelerated_op=False)
+    options = _supported(make, moment_requires_grad=True, use_accelerated_op=compiled)
     optim = make(**names.hyperparameters, **options)
     initial = _random(shapes)
     every_grads = [_random(shapes) for _ in range(STEPS)]
@@ -152,8 +181,9 @@ _Step = Callable[[torch.Tensor, list[torch.Tensor]], list[torch.Tensor]]
 def _module_episode(
     library: str, names: OptimizerNames, initial: list[torch.Tensor]
 ) -> Callable[[], _Step]:
-    make = getattr(importlib.import_module(library), f"Meta{names.stateful}")
-    options = _supported(make, moment_requires_grad=True, use_accelerated_op=False)
+    torchopt, compiled = _open(library)
+    make = getattr(torchopt, f"Meta{names.stateful}")
+    options = _supported(make, moment_requires_grad=True, use_accelerated_op=compiled)
     module = torch.nn.Module()
     parameters: dict[str, Any] = module._parameters
     slots = [str(i) for i in range(len(initial))]
@@ -184,3 +214,143 @@ def _higher_episode(names: OptimizerNames, initial: list[torch.Tensor]) -> Calla
         return step
 
     return episode
+
+
+def _network(shapes: list[tuple[int, ...]]) -> tuple[torch.nn.Module, Callable[[], torch.Tensor]]:
+    """Return the network of these shapes, and a loss on a batch of a few random examples."""
+    if len(shapes) == 6:
+        (width, inputs), _, _, _, (outputs, _), _ = shapes
+        net: torch.nn.Module = torch.nn.Sequential(
+            torch.nn.Linear(inputs, width),
+            torch.nn.ReLU(),
+            torch.nn.Linear(width, width),
+            torch.nn.ReLU(),
+            torch.nn.Linear(width, outputs),
+        )
+        x, y = torch.randn(10, inputs), torch.randn(10, outputs)
+    else:
+        blocks: list[torch.nn.Module] = []
+        for channels in (1, 64, 64, 64):
+            blocks += [
+                torch.nn.Conv2d(channels, 64, 3, padding=1),
+                torch.nn.BatchNorm2d(64, track_running_stats=False),
+                torch.nn.ReLU(),
+                torch.nn.MaxPool2d(2),
+            ]
+        net = torch.nn.Sequential(*blocks, torch.nn.Flatten(), torch.nn.Linear(64, 5))
+        x, y = torch.randn(5, 1, 28, 28), torch.randn(5, 5)
+    assert [tuple(p.shape) for p in net.parameters()] == shapes
+    return net, lambda: torch.nn.functional.mse_loss(net(x), y)
+
+
+def _episode(library: str, names: OptimizerNames, shapes: list[tuple[int, ...]]) -> Case:
+    """A task of MAML: five differentiable steps on a network, and the outer gradient."""
+    net, loss_fn = _network(shapes)
+    initial = list(net.parameters())
+    episode = _module_steps(library, names, net, initial)
+
+    def run() -> list[torch.Tensor]:
+        step = episode()
+        for _ in range(STEPS):
+            step(loss_fn())
+        return list(torch.autograd.grad(loss_fn(), initial))
+
+    return run
+
+
+def _floor(library: str, names: OptimizerNames, shapes: list[tuple[int, ...]]) -> Case:
+    """The same with bare differentiable gradient descent: what the network itself costs."""
+    net, loss_fn = _network(shapes)
+    initial = list(net.parameters())
+    slots = _slots(net)
+
+    def run() -> list[torch.Tensor]:
+        params: list[torch.Tensor] = initial
+        for _ in range(STEPS):
+            grads = torch.autograd.grad(loss_fn(), params, create_graph=True)
+            params = [p - 1e-3 * g for p, g in zip(params, grads, strict=True)]
+            for (container, name), param in zip(slots, params, strict=True):
+                container[name] = param
+        result = list(torch.autograd.grad(loss_fn(), initial))
+        for (container, name), param in zip(slots, initial, strict=True):
+            container[name] = param
+        return result
+
+    return run
+
+
+def _slots(net: torch.nn.Module) -> list[tuple[dict[str, Any], str]]:
+    return [(m._parameters, name) for m in net.modules() for name in m._parameters]
+
+
+def _module_steps(
+    library: str, names: OptimizerNames, net: torch.nn.Module, initial: list[torch.Tensor]
+) -> Callable[[], Callable[[torch.Tensor], Any]]:
+    slots = _slots(net)
+    torchopt, compiled = _open(library)
+    make = getattr(torchopt, f"Meta{names.stateful}")
+    options = _supported(make, use_accelerated_op=compiled)
+
+    def episode() -> Callable[[torch.Tensor], Any]:
+        for (container, name), param in zip(slots, initial, strict=True):
+            container[name] = param
+        step: Callable[[torch.Tensor], Any] = make(net, **names.hyperparameters, **options).step
+        return step
+
+    return episode
+
+
+def _traffic(library: str, names: OptimizerNames, shapes: list[tuple[int, ...]]) -> Case:
+    """A pass over memory: a copy, or the kernel of a step or of its backward pass."""
+    streams = [_random(shapes, requires_grad=False) for _ in range(9)]
+    if library == "copy":
+
+        def copy() -> list[torch.Tensor]:
+            torch._foreach_copy_(streams[0], streams[1])
+            return streams[0]
+
+        return copy
+
+    from torchopt_accel import _native
+
+    module = _native.load("cpu")
+    for second_moment in streams[3]:
+        second_moment.abs_()
+    # sign, decay, alpha, beta, lifted; b1, b2, inside, slope, offset
+    rows = [(1.0, 0.0, 1.0, -1e-3, 1.0, 0.9, 0.999, 0.0, 1.0, 1e-8)]
+    grads, params, mu, nu, *cotangents = streams[:7]
+    inputs: list[Any] = [grads, params, mu, nu]
+    outputs: list[Any] = [streams[7], streams[8], cotangents[0]]
+    operation = _native.FORWARD
+    if library == "backward":
+        inputs = [grads, None, mu, nu, *cotangents]
+        outputs = [streams[7], None, streams[8], params]
+        operation = _native.BACKWARD
+
+    def run() -> list[torch.Tensor]:
+        module.run(operation, module.RULES["adam"], rows, None, inputs, outputs, 1)
+        return outputs[0]  # type: ignore[no-any-return]
+
+    return run
+
+
+def saved_per_step(library: str, optimizer: str, tensors: str) -> float:
+    """Return how many tensors a step saves for its backward pass, for each parameter."""
+    torchopt, compiled = _open(library)
+    names, shapes = OPTIMIZERS[optimizer], SHAPES[tensors]
+    make = getattr(torchopt, names.functional)
+    options = _supported(make, moment_requires_grad=True, use_accelerated_op=compiled)
+    optim = make(**names.hyperparameters, **options)
+    params, grads = _random(shapes), _random(shapes)
+    state = optim.init(params)
+    count = 0
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        updates, state = optim.update(grads, state, params=params, inplace=False)
+        torchopt.apply_updates(params, updates, inplace=False)
+    return count / len(shapes)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Budget", "Contender", "Spread", "Worker", "compare", "environment"]
+__all__ = ["Budget", "Contender", "Spread", "Worker", "compare", "compare_above", "environment"]
 
 HERE = Path(__file__).resolve().parent
 
@@ -131,15 +131,22 @@ def _built(contenders: tuple[Contender, ...], **case: str) -> Iterator[list[_Bui
             worker.ask(op="drop")
 
 
-def compare(a: Contender, b: Contender, budget: Budget, **case: str) -> Spread:
+def compare(a: Contender, b: Contender, budget: Budget, agree: bool = True, **case: str) -> Spread:
     """Return the time of ``a`` over the time of ``b``, pair by pair.
+
+    Args:
+        a: A contender.
+        b: Another.
+        budget: How long it may take.
+        agree: Whether they compute the same.
+        case: What both do.
 
     Raises:
         RuntimeError: If they do not compute the same.
     """
     with _built((a, b), **case) as (first, second):
-        for x, y in zip(first.fingerprint, second.fingerprint, strict=True):
-            if not math.isclose(x, y, rel_tol=TOLERANCE):
+        for x, y in zip(first.fingerprint, second.fingerprint, strict=agree):
+            if agree and not math.isclose(x, y, rel_tol=TOLERANCE):
                 raise RuntimeError(
                     f"{a.library} and {b.library} compute different results for {case}: {x}, {y}"
                 )
@@ -148,3 +155,35 @@ def compare(a: Contender, b: Contender, budget: Budget, **case: str) -> Spread:
         pairs = int(budget.total / (2 * number * slowest))
         pairs = min(max(pairs, budget.least), budget.most)
         return Spread.of([first.seconds(number) / second.seconds(number) for _ in range(pairs)])
+
+
+def compare_above(
+    a: Contender, b: Contender, floor: Contender, budget: Budget, **case: str
+) -> tuple[Spread, Spread]:
+    """Return the times of ``a`` and of ``b`` above a floor, the first over the second.
+
+    Args:
+        a: A contender.
+        b: Another.
+        floor: What neither can do without, timed beside both, as the task ``"floor"``.
+        budget: How long it may take.
+        case: What both do.
+
+    Returns:
+        That ratio, round by round; and the time of ``b`` over that of the floor.
+    """
+    with _built((a, b), **case) as (first, second):
+        floors = []
+        for worker in dict.fromkeys((a.worker, b.worker)):
+            request = {**case, "task": "floor", "library": floor.library}
+            floors.append(_Built(worker, json.dumps(request), worker.ask(op="build", **request)))
+        slowest = max(min(x.seconds(1) for _ in range(2)) for x in (first, second))
+        number = max(1, math.ceil(budget.slice / slowest))
+        rounds = int(budget.total / (4 * number * slowest))
+        ratios, shares = [], []
+        for _ in range(min(max(rounds, budget.least), budget.most)):
+            bottom = [x.seconds(number) for x in floors]
+            mine, theirs = second.seconds(number), first.seconds(number)
+            ratios.append((theirs - bottom[0]) / (mine - bottom[-1]))
+            shares.append(mine / bottom[-1])
+        return Spread.of(ratios), Spread.of(shares)

@@ -16,8 +16,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
-from cases import OPTIMIZERS, SHAPES, STEPS
-from compare import HERE, Budget, Contender, Spread, Worker, compare, environment
+from cases import COMPILED, OPTIMIZERS, STEPS
+from compare import (
+    HERE,
+    Budget,
+    Contender,
+    Spread,
+    Worker,
+    compare,
+    compare_above,
+    environment,
+)
 from report import AT_LEAST, AT_MOST, Bound, Row, render
 from startup import measure
 
@@ -42,7 +51,8 @@ class Setup(NamedTuple):
     @property
     def shapes(self) -> list[str]:
         """The shapes to measure."""
-        return ["6 small", "12 x 1M"] if self.quick else list(SHAPES)
+        few, more = ["6 small", "12 x 1M"], ["6 small", "18 small", "200 small", "12 x 1M"]
+        return few if self.quick else more
 
 
 def progress(total: int, label: str) -> Any:
@@ -179,9 +189,99 @@ def memory(setup: Setup) -> Iterator[str]:
     )
 
 
+NETWORKS = ["MLP 1-40-40-1", "MLP 784-64-64-10", "Conv-4", "200 of 32x32", "12 x 1M"]
+OURS_COMPILED = f"torchopt{COMPILED}"
+
+
+def accelerated(setup: Setup) -> Iterator[str]:
+    """Compare the compiled steps with torch's fused ones, with the core's, and with the peer's."""
+    with workers(OURS) as (worker,):
+        ours, core = Contender(worker, OURS_COMPILED), Contender(worker, "torchopt")
+        yield _accelerated_in_place(setup, worker)
+        ratios = [
+            compare(core, ours, setup.budget, task="functional", optimizer="adam", tensors=tensors)
+            for tensors in NETWORKS
+        ]
+        rows = [Row("adam", ratios, [None] * len(NETWORKS))]
+        title = f"Forward and backward through {STEPS} updates: time of the core's arithmetic / "
+        yield render(f"{title}time of the compiled step", "optimizer", NETWORKS, rows)
+        yield _traffic(setup, worker)
+    if setup.peer is None:
+        yield f"Compiled steps of the peer\n\nskipped: set {PEER} to a Python that has it\n"
+        return
+    with workers(OURS, setup.peer) as (worker, other):
+        ours, theirs = Contender(worker, OURS_COMPILED), Contender(other, OURS_COMPILED)
+        yield _accelerated_against(setup, ours, theirs)
+        saved = [x.worker.ask(op="saved", **_adam(x, "Conv-4")) for x in (ours, theirs)]
+        bounds = [Bound(AT_MOST, 3.0), None]
+        rows = [Row("tensors", saved, bounds)]
+        title = "Saved for the backward pass of a step of Adam, for each parameter"
+        yield render(title, "what", ["ours", "the peer's"], rows)
+
+
+def _adam(contender: Contender, tensors: str) -> dict[str, str]:
+    return {"library": contender.library, "optimizer": "adam", "tensors": tensors}
+
+
+def _accelerated_in_place(setup: Setup, worker: Worker) -> str:
+    ours, fused = Contender(worker, OURS_COMPILED), Contender(worker, "torch fused")
+    shapes = ["MLP 1-40-40-1", "6 small", "200 small", "12 x 1M"]
+    rows = []
+    for name in ("sgd, momentum", "adam", "adamw", "adagrad"):
+        case = {"task": "step", "optimizer": name}
+        ratios = [compare(ours, fused, setup.budget, **case, tensors=x) for x in shapes]
+        targets = [Bound(AT_MOST, 1.1 if "1M" in x else 1.3) for x in shapes]
+        rows.append(Row(name, ratios, targets if name == "adam" else [None] * len(shapes)))
+    title = "In-place step: time of ours, compiled / time of torch.optim with fused=True"
+    return render(title, "optimizer", shapes, rows)
+
+
+def _accelerated_against(setup: Setup, ours: Contender, theirs: Contender) -> str:
+    """Compare five steps alone, and whole tasks above what the network costs, with the peer's."""
+    goals = [3.0, 2.0, 2.0, 3.0, 2.0]  # overhead bounds the first and the fourth, memory the last
+    rows = []
+    for task, face in (("functional", "functional"), ("meta", "on modules")):
+        case = {"task": task, "optimizer": "adam"}
+        ratios: list[Spread | float] = [
+            compare(theirs, ours, setup.budget, **case, tensors=x) for x in NETWORKS
+        ]
+        targets: list[Bound | None] = [Bound(AT_LEAST, goal) for goal in goals]
+        rows.append(Row(f"five steps alone, {face}", ratios, targets))
+    networks = ["MLP 1-40-40-1", "Conv-4"]
+    floor = Contender(ours.worker, "torch")
+    above = [
+        compare_above(
+            theirs, ours, floor, setup.budget, task="episode", optimizer="adam", tensors=x
+        )
+        for x in networks
+    ]
+    title = "Adam, compiled: time of the peer's compiled step / time of ours"
+    text = render(title, "what", NETWORKS, rows)
+    rows = [
+        Row("time of the peer / ours", [x for x, _ in above], [Bound(AT_LEAST, 3.0)] * 2),
+        Row("time of the whole task / floor", [x for _, x in above], [None] * 2),
+    ]
+    title = "A task of MAML (five steps of Adam, outer gradient), above the floor of bare descent"
+    return f"{text}\n{render(title, 'what', networks, rows)}"
+
+
+def _traffic(setup: Setup, worker: Worker) -> str:
+    """Compare the kernels' use of memory with a copy, in bytes that must move."""
+    copy = Contender(worker, "copy")
+    case = {"task": "traffic", "optimizer": "adam", "tensors": "12 x 1M"}
+    rows = []
+    for operation, moved in (("forward", 28), ("backward", 36)):
+        ratio = compare(copy, Contender(worker, operation), setup.budget, agree=False, **case)
+        share = Spread(*(x * moved / 8 for x in ratio))
+        rows.append(Row(f"{operation}, {moved} bytes a parameter", [share], [Bound(AT_LEAST, 0.7)]))
+    title = "Bandwidth of the kernel of Adam / bandwidth of a copy of the same tensors"
+    return render(title, "kernel", ["12 x 1M"], rows)
+
+
 SECTIONS: dict[str, Callable[[Setup], Iterator[str]]] = {
     "step": step,
     "differentiable": differentiable,
+    "accelerated": accelerated,
     "import": startup,
     "memory": memory,
 }

@@ -2,7 +2,8 @@
 
 Requests: ``{"op": "versions"}``; ``{"op": "build", "task": ..., "library": ..., "optimizer": ...,
 "tensors": ...}``, which answers with a fingerprint of the results; ``{"op": "time", "key": ...,
-"number": ...}``, which answers with seconds; ``{"op": "drop"}``.
+"number": ...}``, which answers with seconds; ``{"op": "saved", ...}``, which answers with saved
+tensors; ``{"op": "drop"}``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 
 import cases
 
-PACKAGES = ("torch", "torchopt-core", "torchopt", "higher", "optree")
+PACKAGES = ("torch", "torchopt-core", "torchopt-accel", "torchopt", "higher", "optree")
 
 
 def versions() -> dict[str, str]:
@@ -73,6 +74,8 @@ def main() -> None:
                 gc.freeze()
             elif operation == "time":
                 result = seconds(built[request["key"]], request["number"])
+            elif operation == "saved":
+                result = cases.saved_per_step(**request)
             elif operation == "drop":
                 built.clear()
                 gc.unfreeze()

@@ -57,8 +57,9 @@ void check_type(PyObject* tensor) {
 DLTensor exchanged(PyObject* tensor) {
   DLTensor found;
   if (exchange->dltensor_from_py_object_no_sync(tensor, &found) != 0) {
-    py::error_already_set error;
-    throw py::type_error(error.what());
+    const std::string message = py::error_already_set().what();
+    throw py::type_error("a tensor has no memory of its own, as sparse, meta and traced ones (" +
+                         message.substr(0, message.find('\n')) + ")");
   }
   return found;
 }

@@ -13,7 +13,7 @@ namespace {
 bool has_avx2() {
 #if defined(TORCHOPT_HAVE_AVX2)
   __builtin_cpu_init();
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  return __builtin_cpu_supports("avx2");
 #else
   return false;
 #endif

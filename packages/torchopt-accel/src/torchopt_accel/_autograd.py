@@ -24,13 +24,16 @@ from torchopt_accel import _native
 from torchopt_accel._passes import (
     BackwardCall,
     backward,
+    composite_backward,
     cotangents_of_backward,
     flat,
+    has_nested_tangents,
     place,
+    replayed_backward,
     tangents_of_backward,
     tangents_of_forward,
 )
-from torchopt_accel._step import Step, Stream, chunks
+from torchopt_accel._step import NotCoveredError, Step, Stream, chunks
 
 __all__ = ["apply"]
 
@@ -51,7 +54,9 @@ def apply(step: Step, streams: list[Stream]) -> list[list[torch.Tensor]]:
         streams: The gradients, the parameters or None, and each state.
     """
     tensors = flat(streams)
-    if is_transforming():
+    if is_transforming() and has_nested_tangents():
+        found = step.composite(*tensors)
+    elif is_transforming():
         found = Forward.apply(_Call(step, None), *tensors)  # type: ignore[no-untyped-call]
     else:
         found = _apply_forward(_Call(step, streams), *tensors)
@@ -74,10 +79,9 @@ class Forward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.step = step = inputs[0].step
+        ctx.transformed = inputs[0].streams is None
         ctx.set_materialize_grads(False)
-        streams = step.split(inputs[1:])
-        kept = [stream for stream, keep in zip(streams, step.kept, strict=True) if keep]
-        ctx.save_for_backward(*flat(kept))
+        ctx.save_for_backward(*step.saved(inputs[1:]))
         if forward_ad._current_level >= 0 or is_transforming():
             ctx.save_for_forward(*inputs[1:])
 
@@ -87,13 +91,13 @@ class Forward(torch.autograd.Function):
         n = step.leaves
         needed = ctx.needs_input_grad[1:]
         streams = [*place(step.kept, ctx.saved_tensors, n), *chunks(cotangents, n)]
-        tensors = flat(streams)
-        if torch.is_grad_enabled() or True in map(_is_wrapped, tensors):
-            present = [stream is not None for stream in streams]
-            call = BackwardCall(step, present, needed)
-            found = Backward.apply(call, *tensors)  # type: ignore[no-untyped-call]
+        if torch.is_grad_enabled() or ctx.transformed or is_transforming():
+            found = _differentiable_backward(step, needed, streams)
         else:
-            found = backward(step, needed, streams)
+            try:
+                found = backward(step, needed, streams)
+            except NotCoveredError:  # cotangents of `is_grads_batched=True` show no memory
+                found = replayed_backward(step, needed, streams)
         if step.with_params and step.passes_params:
             return None, *found[:n], *cotangents[:n], *found[2 * n :]
         return None, *found
@@ -147,9 +151,14 @@ _apply_forward: Any = super(torch.autograd.Function, Forward).apply
 _empty_like = torch.empty_like
 
 
-def _is_wrapped(x: torch.Tensor | None) -> bool:
-    """Return whether a tensor belongs to a `torch.func` transform, running or ended."""
-    return x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x)
+def _differentiable_backward(
+    step: Step, needed: Sequence[bool], streams: list[Stream]
+) -> Sequence[torch.Tensor | None]:
+    call = BackwardCall(step, [stream is not None for stream in streams], needed)
+    if is_transforming() and has_nested_tangents():
+        return composite_backward(call, flat(streams))
+    found: tuple[torch.Tensor | None, ...] = Backward.apply(call, *flat(streams))  # type: ignore[no-untyped-call]
+    return found
 
 
 def _batched(size: int, in_dims: Sequence[int | None], tensors: Sequence[Any]) -> list[Any]:

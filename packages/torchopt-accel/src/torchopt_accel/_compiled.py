@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +23,9 @@ if TYPE_CHECKING:
     from torchopt.typing import OptState
 
 __all__ = ["CompiledDescent", "NotCoveredError", "compile_descent"]
+
+# steps that an optimizer remembers
+_REMEMBERED = 64
 
 
 def compile_descent(descent: Descent) -> CompiledDescent | None:
@@ -56,6 +58,8 @@ class CompiledDescent:
         """Take the optimizer and the kernel of its direction."""
         self.descent = descent
         self.kernel = kernel
+        # the steps made last: episodes repeat them
+        self._steps: dict[tuple[Any, ...], Step] = {}
 
     def run(
         self,
@@ -149,53 +153,66 @@ class CompiledDescent:
         decay: Any = descent.weight_decay
         if decay and params is None and (rate is not None or not descent.decoupled):
             raise NotCoveredError("the weight decay needs the parameters")
-        coupled = 0.0 if descent.decoupled else decay
-        shrink = decay * (rate or 0.0) if descent.decoupled else 0.0
-        sign = -1.0 if descent.maximize else 1.0
-        beta = 1.0 if rate is None else -rate
+        device = "cpu" if grads[0].is_cpu else grads[0].device.type
         lifted = not work.inplace
-
-        def row(count: int, decays: bool) -> Row:
-            if decays:
-                return Row(sign, coupled, keep - shrink, beta, lifted, count + 1)
-            return Row(sign, 0.0, keep, beta, lifted, count + 1)
-
-        row_of = None
         if isinstance(numbers, int) and (descent.mask is None or not decay):
-            rows = [row(numbers, True)]
-        else:
-            n = len(grads)
-            counts = [numbers] * n if isinstance(numbers, int) else numbers
-            chosen = set(range(n))
-            if decay and params is not None:
-                chosen = set(mask_positions(descent.mask, params, work))
-            keys = [(count, i in chosen) for i, count in enumerate(counts)]
-            distinct = {key: k for k, key in enumerate(dict.fromkeys(keys))}
-            rows, row_of = [row(*key) for key in distinct], [distinct[key] for key in keys]
+            key = (numbers, rate, keep, lifted, device, len(grads))
+            if (known := self._steps.get(key)) is None:
+                if len(self._steps) >= _REMEMBERED:
+                    self._steps.clear()
+                rows = [self._row(numbers, True, rate, keep, lifted)]
+                known = self._steps[key] = self._make(rows, None, device, len(grads), keep)
+            return known
+
+        n = len(grads)
+        counts = [numbers] * n if isinstance(numbers, int) else numbers
+        chosen = set(range(n))
+        if decay and params is not None:
+            chosen = set(mask_positions(descent.mask, params, work))
+        keys = [(count, i in chosen) for i, count in enumerate(counts)]
+        distinct = {key: k for k, key in enumerate(dict.fromkeys(keys))}
+        rows = [self._row(*key, rate, keep, lifted) for key in distinct]
+        return self._make(rows, [distinct[key] for key in keys], device, n, keep)
+
+    def _row(self, number: int, decays: bool, rate: float | None, keep: float, lifted: bool) -> Row:
+        descent = self.descent
+        decay: Any = descent.weight_decay if decays else 0.0
+        return Row(
+            sign=-1.0 if descent.maximize else 1.0,
+            decay=0.0 if descent.decoupled else decay,
+            alpha=keep - (decay * (rate or 0.0) if descent.decoupled else 0.0),
+            beta=1.0 if rate is None else -rate,
+            lifted=lifted,
+            number=number + 1,
+        )
+
+    def _make(
+        self, rows: list[Row], row_of: list[int] | None, device: str, leaves: int, keep: float
+    ) -> Step:
+        kernel, rule = self.kernel, self.descent.direction
         decays = any(x.decay for x in rows)
-        keeps = any(x.alpha for x in rows)
+        gradients, *states = kernel.needs
+        try:
+            module = _native.load(device)
+        except ImportError as error:
+            raise NotCoveredError(str(error)) from error
         return Step(
-            kernel=self.kernel,
-            rule=descent.direction,
-            module=_module(grads),
+            kernel=kernel,
+            rule=rule,
+            module=module,
             rows=rows,
+            coefficients=[(*x[:5], *kernel.coefficients(rule, x.number)) for x in rows],
             row_of=row_of,
-            leaves=len(grads),
-            with_params=decays or keeps,
+            leaves=leaves,
+            with_params=decays or keep != 0 or any(x.alpha for x in rows),
             decays=decays,
-            passes_params=not decays and not [x for x in rows if x.alpha != 1],
+            passes_params=not decays and all(x.alpha == 1 for x in rows),
+            kept=(gradients, gradients and decays, *states),
         )
 
 
 def _fields(kind: type[Any], moments: Iterator[Leaves], counts: Any) -> list[Leaves]:
     return [counts if name == "count" else next(moments) for name in kind._fields]
-
-
-def _module(grads: Leaves) -> ModuleType:
-    try:
-        return _native.load("cpu" if grads[0].is_cpu else grads[0].device.type)
-    except ImportError as error:
-        raise NotCoveredError(str(error)) from error
 
 
 def _numbers(counts: Leaves) -> int | list[int]:

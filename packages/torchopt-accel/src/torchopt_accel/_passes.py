@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from torch._C._functorch import TransformType, get_interpreter_stack
 
 from torchopt._workspace import is_transforming
 from torchopt_accel import _native
@@ -18,9 +19,12 @@ from torchopt_accel._step import Step, Stream, chunks
 __all__ = [
     "BackwardCall",
     "backward",
+    "composite_backward",
     "cotangents_of_backward",
     "flat",
+    "has_nested_tangents",
     "place",
+    "replayed_backward",
     "tangents_of_backward",
     "tangents_of_forward",
 ]
@@ -55,6 +59,15 @@ def place(present: Sequence[bool], tensors: Sequence[Any], size: int) -> list[St
     return [next(cut) if there else None for there in present]
 
 
+def has_nested_tangents() -> bool:
+    """Return whether forward mode runs inside of forward mode.
+
+    There `torch.autograd.Function` loses the outer tangents: its `jvp` is not differentiated.
+    """
+    stack = get_interpreter_stack() or ()
+    return len([x for x in stack if x.key() == TransformType.Jvp]) > 1
+
+
 def backward(
     step: Step, needed: Sequence[bool], streams: Sequence[Stream]
 ) -> list[torch.Tensor | None]:
@@ -62,6 +75,26 @@ def backward(
     outputs = _empty(_wanted(step, needed, streams))
     step.run(_native.BACKWARD, streams, _padded(step, outputs))
     return flat(outputs)
+
+
+def replayed_backward(
+    step: Step, needed: Sequence[bool], streams: Sequence[Stream]
+) -> list[torch.Tensor | None]:
+    """Return what :func:`backward` returns, by recording the step anew."""
+    wanted = flat(_wanted(step, needed, streams))
+    inputs, cotangents = _filled(step, streams)
+    with torch.enable_grad():
+        given = [x.detach().requires_grad_() for x in flat(inputs)]
+        results = step.composite(*given)
+        found = torch.autograd.grad(results, given, flat(cotangents))
+    return [None if like is None else x for like, x in zip(wanted, found, strict=True)]
+
+
+def composite_backward(call: BackwardCall, tensors: Tensors) -> list[torch.Tensor | None]:
+    """Return what :func:`backward` returns, in `torchopt`'s own arithmetic."""
+    function, primals, kept = _composite_backward(call, tensors)
+    found = iter(function(*primals))
+    return [next(found) if keep else None for keep in kept]
 
 
 def cotangents_of_backward(
@@ -94,8 +127,8 @@ def tangents_of_backward(
     if _is_differentiated(*tensors, *tangents):
         function, primals, kept = _composite_backward(call, tensors)
         given = [dot for x, dot in zip(tensors, tangents, strict=True) if x is not None]
-        dots = tuple(map(_or_zeros, primals, given))
-        found = iter(torch.func.jvp(function, primals, dots)[1])
+        dots = list(map(_or_zeros, primals, given))
+        found = iter(_jvp(function, primals, dots))
         return tuple(next(found) if keep else None for keep in kept)
     streams = call.streams(tensors)
     outputs = _empty(_wanted(step, call.needed, streams))
@@ -109,10 +142,7 @@ def tangents_of_forward(
 ) -> tuple[torch.Tensor, ...]:
     """Return the tangents of the step's outputs."""
     if _is_differentiated(*tensors, *tangents):
-        primals = _own_memory(tensors)
-        dots = tuple(map(_or_zeros, primals, tangents))
-        found: tuple[torch.Tensor, ...] = torch.func.jvp(step.composite, primals, dots)[1]
-        return found
+        return _jvp(step.composite, tensors, list(map(_or_zeros, tensors, tangents)))
     inputs = step.split(tensors)
     grads, _, *states = inputs
     outputs = _empty([grads, *states])
@@ -131,9 +161,20 @@ def _or_zeros(like: torch.Tensor, x: torch.Tensor | None) -> torch.Tensor:
     return torch.zeros_like(like) if x is None else x
 
 
-def _own_memory(tensors: Tensors) -> tuple[torch.Tensor, ...]:
-    """Return those that are there, such that each element can have a tangent beside it."""
-    return tuple([x.contiguous() for x in tensors if x is not None])
+def _jvp(
+    function: Callable[..., tuple[torch.Tensor, ...]],
+    primals: Sequence[torch.Tensor],
+    tangents: Sequence[torch.Tensor],
+) -> tuple[torch.Tensor, ...]:
+    """Return the tangents of a function's results, in reverse mode alone.
+
+    The cotangents of the inputs are linear in those of the results; what transposes that map
+    applies the Jacobian. Forward mode does not nest in eager mode.
+    """
+    results, pull = _vjp(function, *primals)
+    _, push = _vjp(pull, tuple([torch.zeros_like(x) for x in results]))
+    (found,) = push(tuple(tangents))
+    return tuple(found)
 
 
 def _wanted(step: Step, needed: Sequence[bool], streams: Sequence[Stream]) -> list[Any]:
@@ -168,6 +209,24 @@ def _padded(step: Step, streams: list[Stream]) -> list[Stream]:
     return streams if step.with_params else [streams[0], None, *streams[1:]]
 
 
+def _filled(step: Step, streams: Sequence[Stream]) -> tuple[list[Any], list[Any]]:
+    """Return the inputs of the step and the cotangents of its outputs, zeros where there is none.
+
+    What the derivatives do not depend on was not saved.
+    """
+    n = range(step.leaves)
+    known = [next((s[i] for s in streams if s and s[i] is not None), None) for i in n]
+    zeros = [
+        torch.zeros(()) if x is None else torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+        for x in known
+    ]
+    filled = [list(map(_or_zeros, zeros, s or [None] * step.leaves)) for s in streams]
+    inputs = filled[: step.inputs]
+    if not step.with_params:
+        del inputs[1]
+    return inputs, filled[step.inputs :]
+
+
 def _composite_backward(
     call: BackwardCall, tensors: Tensors
 ) -> tuple[Callable[..., Any], tuple[torch.Tensor, ...], list[bool]]:
@@ -177,21 +236,15 @@ def _composite_backward(
         It as a function of those tensors that are not None; these; and which of the inputs'
         cotangents it returns.
     """
-    step, n = call.step, call.step.leaves
+    step = call.step
     kept = [x is not None for x in flat(_wanted(step, call.needed, call.streams(tensors)))]
 
     def function(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
         remaining = iter(given)
         streams = call.streams([None if x is None else next(remaining) for x in tensors])
-        known = [next((s[i] for s in streams if s and s[i] is not None), None) for i in range(n)]
-        # what the derivatives do not depend on was not saved
-        zeros = [torch.zeros(()) if x is None else torch.zeros_like(x) for x in known]
-        filled = [list(map(_or_zeros, zeros, s or [None] * n)) for s in streams]
-        inputs, cotangents = filled[: step.inputs], filled[step.inputs :]
-        if not step.with_params:
-            del inputs[1]
+        inputs, cotangents = _filled(step, streams)
         _, pull = _vjp(step.composite, *flat(inputs))
         found = pull(tuple(flat(cotangents)))
         return tuple([x for x, keep in zip(found, kept, strict=True) if keep])
 
-    return function, _own_memory(tensors), kept
+    return function, tuple([x for x in tensors if x is not None]), kept

@@ -58,6 +58,8 @@ class Step(NamedTuple):
     module: ModuleType
     #: Distinct ways in which leaves are stepped.
     rows: list[Row]
+    #: The same as the kernel takes them.
+    coefficients: list[tuple[float, ...]]
     #: For each leaf its row; None: all have the first.
     row_of: list[int] | None
     leaves: int
@@ -67,17 +69,20 @@ class Step(NamedTuple):
     decays: bool
     #: Whether the cotangents of the parameters are those of the result.
     passes_params: bool
+    #: Whether the backward pass depends on each input stream.
+    kept: tuple[bool, ...]
 
     @property
     def inputs(self) -> int:
         """The number of input streams."""
         return 1 + len(self.kernel.needs)
 
-    @property
-    def kept(self) -> list[bool]:
-        """Whether the backward pass depends on each input stream."""
-        gradients, *states = self.kernel.needs
-        return [gradients, gradients and self.decays, *states]
+    def saved(self, tensors: Sequence[Any]) -> Sequence[Any]:
+        """Return those of the input tensors that the backward pass depends on."""
+        if False not in self.kept or (not self.with_params and False not in self.kernel.needs):
+            return tensors
+        streams = zip(self.split(tensors), self.kept, strict=True)
+        return [x for stream, keep in streams if keep for x in stream or ()]
 
     def split(self, tensors: Sequence[Any]) -> list[Stream]:
         """Return the input streams, given all tensors one after the other."""
@@ -93,11 +98,8 @@ class Step(NamedTuple):
             NotCoveredError: If the tensors of a leaf differ in shape, dtype or device, or there
                 are no kernels for them. Nothing has been written then.
         """
-        coefficients = [
-            (*row[:5], *self.kernel.coefficients(self.rule, row.number)) for row in self.rows
-        ]
         rule, threads = self.module.RULES[self.kernel.name], torch.get_num_threads()
-        call = self.module.run
+        call, coefficients = self.module.run, self.coefficients
         try:
             strided = call(operation, rule, coefficients, self.row_of, inputs, outputs, threads)
             if strided is None:

@@ -106,8 +106,8 @@ class Workspace(NamedTuple):
     fresh: Functional
     # may overwrite its first operand, which must belong to the state or to this update
     reuse: Functional | InPlace
-    # shapes that the moments must have; None: known to be right
-    shapes: tuple[torch.Size, ...] | None = None
+    # the active updates, whose shapes the moments must have; None: these are known to be right
+    updates: Leaves | None = None
     # the tree of all parameters, if they are given
     params: Any = None
 
@@ -122,8 +122,18 @@ class Workspace(NamedTuple):
         spec: optree.PyTreeSpec,
         inplace: bool,
         params: Any = None,
+        *,
+        checked: bool = False,
     ) -> Workspace:
-        """Return the workspace for updates with these leaves."""
+        """Return the workspace for updates with these leaves.
+
+        Args:
+            leaves: The updates.
+            spec: The structure of their tree.
+            inplace: Whether to overwrite the state.
+            params: The tree of all parameters, if they are given.
+            checked: Whether shapes are known to be right.
+        """
         active: list[int] | None = None
         if [x for x in leaves if x is None]:
             active = [i for i, x in enumerate(leaves) if x is not None]
@@ -138,7 +148,8 @@ class Workspace(NamedTuple):
             fresh, reuse = _TRANSFORMED, _TRANSFORMED
         elif inplace:
             fresh, reuse = _TEMPORARY, _OVERWRITE
-        return Workspace(spec, active, complex_leaves, fresh, reuse, None, params)
+        work = Workspace(spec, active, complex_leaves, fresh, reuse, None, params)
+        return work if checked else work._replace(updates=work.select(leaves))
 
     def select(self, leaves: Sequence[torch.Tensor | None]) -> Leaves:
         """Return the active ones among all leaves, complex ones seen as real."""
@@ -207,7 +218,7 @@ class Workspace(NamedTuple):
             self.select(self.flatten(tree, "state", name))
             for name, tree in zip(kind._fields, state, strict=True)
         ]
-        if checked and self.shapes is not None:
+        if checked and self.updates is not None:
             for name, leaves in zip(kind._fields, fields, strict=True):
                 if name != "count":
                     self.check_shapes(leaves, f"state.{name}")
@@ -215,10 +226,11 @@ class Workspace(NamedTuple):
 
     def check_shapes(self, leaves: Leaves, name: str) -> None:
         """Raise unless the leaves are shaped like the updates."""
-        shapes = tuple([getattr(x, "shape", None) for x in leaves])
-        if shapes == self.shapes:
+        shapes = [getattr(x, "shape", None) for x in leaves]
+        expected = [x.shape for x in self.updates or ()]
+        if shapes == expected:
             return
-        for i, (wanted, found) in enumerate(zip(self.shapes or (), shapes, strict=True)):
+        for i, (wanted, found) in enumerate(zip(expected, shapes, strict=True)):
             if found != wanted:
                 what = "is None" if found is None else f"has shape {tuple(found)}"
                 raise ValueError(
@@ -244,8 +256,8 @@ class Workspace(NamedTuple):
     def restrict(self, chosen: Sequence[int]) -> Workspace:
         """Return the workspace of fewer active leaves, given their positions among the active."""
         every = range(self.spec.num_leaves) if self.active is None else self.active
-        shapes = None if self.shapes is None else tuple(self.shapes[k] for k in chosen)
-        return self._replace(active=[every[k] for k in chosen], shapes=shapes)
+        updates = None if self.updates is None else [self.updates[k] for k in chosen]
+        return self._replace(active=[every[k] for k in chosen], updates=updates)
 
     def factors(self, tree: Any, name: str, like: Leaves) -> Leaves:
         """Return the active leaves of a tree of factors for the leaves ``like``.

@@ -132,6 +132,12 @@ def check_transformation(value: Any, name: str) -> None:
 
 def check_params(params: Params) -> None:
     """Raise unless every leaf is ``None`` or a floating point or complex tensor."""
+    leaves = optree.tree_leaves(params, none_is_leaf=True)
+    if all(
+        x is None or (isinstance(x, torch.Tensor) and (x.is_floating_point() or x.is_complex()))
+        for x in leaves
+    ):
+        return
     paths, leaves, _ = optree.tree_flatten_with_path(params, none_is_leaf=True)
     for path, leaf in zip(paths, leaves, strict=True):
         where = "".join(f"[{key!r}]" for key in path)
@@ -168,11 +174,10 @@ def _update(
     leaves, spec = optree.tree_flatten(updates, none_is_leaf=True)
     inplace = inplace and not _is_recording([*leaves, *learned])
     # what can fail midway must not have overwritten anything by then
-    work = Workspace.over(leaves, spec, inplace and not rule.may_raise)
-    grads = work.select(leaves)
+    work = Workspace.over(leaves, spec, inplace and not rule.may_raise, params)
+    grads = work.updates
     if not grads:
         return updates, state
-    work = work._replace(shapes=tuple(x.shape for x in grads), params=params)
     param_leaves = None if params is None else work.leaves(params, "params")
     if param_leaves is not None:
         work.check_shapes(param_leaves, "params")

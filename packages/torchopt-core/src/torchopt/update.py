@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import optree
 import torch
 
+from torchopt._arithmetic import spread
 from torchopt._workspace import Workspace, is_transforming
 
 if TYPE_CHECKING:
@@ -38,10 +39,9 @@ def apply_updates(params: Params, updates: Updates, *, inplace: bool = True) -> 
     leaves, spec = optree.tree_flatten(updates, none_is_leaf=True)
     inplace = inplace and not is_transforming()
     work = Workspace.over(leaves, spec, inplace)
-    additions = work.select(leaves)
+    additions = work.updates
     if not additions:
         return params
-    work = work._replace(shapes=tuple([x.shape for x in additions]))
     all_params = work.flatten(params, "params")
     targets = work.select(all_params)
     work.check_shapes(targets, "params")
@@ -49,5 +49,9 @@ def apply_updates(params: Params, updates: Updates, *, inplace: bool = True) -> 
         with torch.no_grad():
             work.reuse.add(targets, additions)
         return params
-    new = work.reuse.add(targets, additions)
+    if targets[0].is_cpu:  # saves nothing for the backward pass, unlike the sum of a whole list
+        pairs = zip(targets, cast("list[torch.Tensor]", spread(additions, targets)), strict=True)
+        new = [torch.add(p, u) for p, u in pairs]
+    else:
+        new = work.reuse.add(targets, additions)
     return work.unflatten(work.merge(new, all_params, like=all_params))

@@ -91,7 +91,9 @@ class MetaOptimizer:
             group_grads = [next(grads) for _ in params]
             if isinstance(state, UninitializedState):
                 state = rule.init(params)
-            work = Workspace.over(group_grads, list_structure(len(params)), False, params)
+            work = Workspace.over(
+                group_grads, list_structure(len(params)), False, params, checked=True
+            )
             chosen = work.select(group_grads)
             if chosen:
                 news, state = rule.step(chosen, state, work.select(params), work)

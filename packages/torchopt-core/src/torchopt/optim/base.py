@@ -126,7 +126,7 @@ class Optimizer(torch.optim.Optimizer):
         inplace = not any(group.may_raise for group, _, _ in pending)
         results = []
         for group, params, grads in pending:
-            work = Workspace.over(grads, group.spec, inplace, params)
+            work = Workspace.over(grads, group.spec, inplace, params, checked=True)
             targets = work.select(params)
             news, state = group.rule.step(work.select(grads), group.state, targets, work)
             if inplace:
