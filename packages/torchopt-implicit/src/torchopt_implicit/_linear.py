@@ -1,0 +1,131 @@
+"""How an implicit derivative runs a linear solver: with what is kept, and what is reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from torchopt_implicit._operator import LinearOperator
+from torchopt_implicit._status import Info, Status, report
+from torchopt_implicit._system import System, Tensors
+from torchopt_implicit.linear_solve import LinearSolver
+
+__all__ = ["ImplicitSolver"]
+
+REMEDY = (
+    "The derivative is inexact. Raise `maxiter`, loosen `rtol`, add a `ridge`, or choose another "
+    "solver for `solve`"
+)
+NOT_FINITE = (
+    "The right-hand side was not finite to begin with: look at the derivative of what was computed "
+    "from the solution"
+)
+
+
+class ImplicitSolver:
+    """The linear solver of one implicit function.
+
+    Args:
+        solve: A :class:`~torchopt_implicit.linear_solve.LinearSolver`, or any function
+            ``(matvec, b) -> x`` of trees.
+        name: What is differentiated, for messages.
+    """
+
+    def __init__(self, solve: Callable[[Any, Any], Any], name: str) -> None:
+        self.solve = solve
+        self.name = name
+        self.has_warned = False
+
+    @torch.no_grad()
+    def run(
+        self, system: System, transposed: bool, b: torch.Tensor, x: torch.Tensor, tensors: Tensors
+    ) -> torch.Tensor:
+        """Solve with the derivative of the system's residual at ``(x, tensors)``."""
+        if not isinstance(self.solve, LinearSolver):
+            return self._call(system, transposed, b, x, tensors)
+        A = system.linearize(x, tensors)
+        operator = A.T if transposed else A
+        kept: Kept | None = system.factors
+        if kept is None or not kept.fits(x, tensors):
+            factors = self.solve.factorize(A, x.shape[:-1])
+            kept = None if factors is None else Kept(factors, x, tensors)
+            system.factors = kept
+        if kept is None:
+            u, info = self.solve.run(operator, b)
+        else:
+            u, info = self.solve.run_factorized(kept.factors, operator, b, transposed=transposed)
+        self._report(info, b)
+        return u
+
+    def _call(
+        self, system: System, transposed: bool, b: torch.Tensor, x: torch.Tensor, tensors: Tensors
+    ) -> torch.Tensor:
+        """Call a function that knows of one problem only, for each of a batch."""
+        if system.parent is not None:
+            axis = b.ndim - system.batch_ndim - 1
+            rows = [
+                self._call(
+                    system.parent,
+                    transposed,
+                    b.select(axis, i),
+                    x[i],
+                    tuple(
+                        t if dim is None else t[i]
+                        for t, dim in zip(tensors, system.in_dims, strict=True)
+                    ),
+                )
+                for i in range(len(x))
+            ]
+            return torch.stack(rows, axis) if rows else torch.zeros_like(b)
+        A = system.linearize(x, tensors)
+        operator: LinearOperator = A.T if transposed else A
+        layout = system.layout
+        solutions = [
+            layout.ravel(self.solve(operator, layout.unravel(row)), "the result of `solve`")
+            for row in b.reshape(-1, b.shape[-1])
+        ]
+        u = torch.stack(solutions).reshape(b.shape) if solutions else torch.zeros_like(b)
+        if not bool(torch.isfinite(u).all()):
+            self._report(Info(0, float("nan"), Status.NOT_FINITE), b)
+        return u
+
+    def _report(self, info: Info, b: torch.Tensor) -> None:
+        throw = isinstance(self.solve, LinearSolver) and self.solve.throw
+        if info.all_converged or (self.has_warned and not throw):
+            return
+        self.has_warned = True
+        is_given = info.worst is Status.NOT_FINITE and not bool(torch.isfinite(b).all())
+        report(
+            info,
+            f"The linear solve for the derivative of {self.name}",
+            throw=throw,
+            remedy=NOT_FINITE if is_given else REMEDY,
+        )
+
+
+class Kept:
+    """Factors of ``A``, and what it was computed from.
+
+    Holding on to those tensors keeps their memory from being reused, so that an address tells.
+    """
+
+    def __init__(self, factors: Any, x: torch.Tensor, tensors: Tensors) -> None:
+        self.factors = factors
+        self.sources = (x, *tensors)
+        self.versions = [t._version for t in self.sources]
+
+    def fits(self, x: torch.Tensor, tensors: Tensors) -> bool:
+        """Return whether the factors are those of ``A`` at ``(x, tensors)``."""
+        given = (x, *tensors)
+        return len(given) == len(self.sources) and all(
+            s._version == version and _is_same_memory(s, t)
+            for s, t, version in zip(self.sources, given, self.versions, strict=True)
+        )
+
+
+def _is_same_memory(s: torch.Tensor, t: torch.Tensor) -> bool:
+    return s is t or (
+        s.data_ptr() == t.data_ptr() and s.shape == t.shape and s.stride() == t.stride()
+    )

@@ -1,0 +1,134 @@
+"""Conjugate gradients on the normal equation, for any operator."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from torchopt_implicit._operator import LinearOperator, as_operator
+from torchopt_implicit._status import Info
+from torchopt_implicit.linear_solve._base import (
+    LinearSolver,
+    check_options,
+    default_maxiter,
+    dot,
+    norm,
+)
+from torchopt_implicit.linear_solve._iterate import Outcome, Stop, iterate
+
+__all__ = ["NormalCG", "solve_normal_cg"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NormalCG(LinearSolver):
+    """The solver that :func:`solve_normal_cg` returns, which documents its options."""
+
+    ridge: float | torch.Tensor | None = None
+    init: Any = None
+    maxiter: int | None = None
+    rtol: float = 1e-5
+    atol: float = 0.0
+    M: Any = None
+
+    def __post_init__(self) -> None:
+        check_options(ridge=self.ridge, maxiter=self.maxiter, rtol=self.rtol, atol=self.atol)
+
+    def run(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:
+        layout = A.domain
+        x = None if self.init is None else layout.ravel(self.init, "init")
+        x = None if x is None else x.expand(*b.shape[:-1], layout.size)
+        M = None if self.M is None else as_operator(self.M, layout).matvec
+        has_ridge = self.ridge is not None
+        has_ridge = has_ridge and (isinstance(self.ridge, torch.Tensor) or self.ridge != 0)
+        ridge: Any = self.ridge if has_ridge else 0.0
+        target = A.rmatvec(b) if has_ridge else b
+        rounding = 10 * torch.finfo(b.dtype).eps
+
+        def true_residual(x: torch.Tensor) -> torch.Tensor:
+            if has_ridge:
+                return target - A.rmatvec(A.matvec(x)) - ridge * x
+            return b - A.matvec(x)
+
+        def cycle(x: torch.Tensor, residual: torch.Tensor, stop: Stop) -> Outcome:
+            r = b - A.matvec(x) if has_ridge else residual
+            s = A.rmatvec(r) - ridge * x
+            z = s if M is None else M(s)
+            p, sz = z, dot(s, z)
+            count = torch.zeros_like(sz, dtype=torch.int64)
+            broke = torch.zeros_like(sz, dtype=torch.bool)
+            gain = torch.zeros_like(sz)  # a lower bound of the norm of A
+            steps = 0
+            for steps in range(stop.limit + 1):
+                slope, length = norm(s.detach()), norm(r.detach())
+                # at a least squares solution that solves nothing: b is out of reach of A
+                broke = broke | ((slope <= rounding * gain * length) & (length > stop.tolerance))
+                measured = slope if has_ridge else length
+                active = (measured > stop.tolerance) & torch.isfinite(measured) & ~broke
+                if steps == stop.limit or stop.is_due(steps, active):
+                    break
+                Ap = A.matvec(p)
+                curvature = dot(Ap, Ap) + ridge * dot(p, p)
+                gain = torch.maximum(gain, norm(Ap) / norm(p).clamp(min=torch.finfo(p.dtype).tiny))
+                usable = (curvature > 0) & torch.isfinite(curvature)
+                broke = broke | (active & ~usable)
+                moves = active & usable
+                alpha = torch.where(moves, sz, 0) / torch.where(moves, curvature, 1)
+                x = x + alpha * p
+                r = r - alpha * Ap
+                s = A.rmatvec(r) - ridge * x
+                z = s if M is None else M(s)
+                old, sz = sz, dot(s, z)
+                p = z + torch.where(moves, sz, 0) / torch.where(moves, old, 1) * p
+                count = count + moves
+            if has_ridge:
+                broke = broke & (norm(s.detach()) > stop.tolerance)
+            return Outcome(x, s if has_ridge else r, count, broke, steps)
+
+        return iterate(
+            cycle,
+            true_residual,
+            x,
+            target,
+            rtol=self.rtol,
+            atol=self.atol,
+            maxiter=default_maxiter(self.maxiter, layout.size),
+        )
+
+
+def solve_normal_cg(**kwargs: Any) -> Callable[[Any, Any], Any]:
+    r"""Return a solver of :math:`(A^\top A + \rho I) x = A^\top b` by conjugate gradients.
+
+    For any operator that is not singular: symmetric or not. An iteration costs one matvec and one
+    with the transpose; the condition number that decides how many are needed is that of :math:`A`,
+    squared. Without a ridge the tolerance is on :math:`b - A x`, else on the residual of the normal
+    equation, and so is the residual norm of the info.
+
+    Args:
+        ridge: :math:`\rho`, 0 by default.
+        init: The tree to start from, 0 by default.
+        maxiter: Limit on iterations; ten for each unknown by default.
+        rtol: The residual norm to reach, relative to that of the right-hand side, 1e-5 by default.
+        atol: Or absolutely, 0 by default; the larger of both counts.
+        M: A preconditioner, an approximate inverse of :math:`A^\top A + \rho I`.
+        throw: Whether a failure raises, rather than warns.
+
+    Returns:
+        A :class:`NormalCG`, called as ``solver(A, b)``.
+
+    Raises:
+        TypeError: If an option is unknown.
+        ValueError: If an option is out of its range.
+
+    Example:
+        >>> import torch, torchopt
+        >>> A = torch.tensor([[0.0, 2.0], [-1.0, 0.0]])
+        >>> torchopt.linear_solve.solve_normal_cg()(A, torch.tensor([2.0, -3.0]))
+        tensor([3., 1.])
+
+    Reference:
+        Bjorck, Numerical methods for least squares problems, 1996, section 7.4 (CGLS).
+    """
+    return NormalCG(**kwargs)
