@@ -130,52 +130,37 @@ class System:
         with torch.enable_grad():
             point = x.detach().requires_grad_()
             residual = self.function(point, *(t.detach() for t in tensors))
-        is_constant = not residual.requires_grad
+        double: list[torch.Tensor] = []
 
         def rmatvec(v: torch.Tensor) -> torch.Tensor:
-            if is_constant:
-                return torch.zeros_like(v)
-            extra = v.ndim - point.ndim
-            flat = v.reshape(-1, *point.shape) if extra else v
-            (pulled,) = torch.autograd.grad(
-                residual,
-                point,
-                flat,
-                retain_graph=True,
-                materialize_grads=True,
-                is_grads_batched=bool(extra),
-            )
-            return pulled.reshape(v.shape) if extra else pulled
-
-        double: list[torch.Tensor] = []
+            return _apply_graph(residual, point, v)
 
         # A v is the derivative of u -> A^T u, which is linear, pulled back
         def matvec(v: torch.Tensor) -> torch.Tensor:
-            if is_constant:
-                return torch.zeros_like(v)
             if not double:
                 with torch.enable_grad():
                     probe = torch.zeros_like(residual, requires_grad=True)
-                    (pulled,) = torch.autograd.grad(
-                        residual, point, probe, create_graph=True, materialize_grads=True
-                    )
-                double.extend((probe, pulled))
-            probe, pulled = double
-            if not pulled.requires_grad:
-                return torch.zeros_like(v)
-            extra = v.ndim - point.ndim
-            flat = v.reshape(-1, *point.shape) if extra else v
-            (pushed,) = torch.autograd.grad(
-                pulled,
-                probe,
-                flat,
-                retain_graph=True,
-                materialize_grads=True,
-                is_grads_batched=bool(extra),
-            )
-            return pushed.reshape(v.shape) if extra else pushed
+                    double.extend((_apply_graph(residual, point, probe, twice=True), probe))
+            return _apply_graph(double[0], double[1], v)
 
         return LinearOperator(matvec, rmatvec, self.layout, self.layout)
+
+
+def _apply_graph(
+    output: torch.Tensor, source: torch.Tensor, v: torch.Tensor, *, twice: bool = False
+) -> torch.Tensor:
+    """Pull vectors ``(*extra, *batch, n)`` back through a graph ``(*batch, n)``, which is kept."""
+    if not output.requires_grad:
+        return torch.zeros_like(v)
+
+    def pull(v: torch.Tensor) -> torch.Tensor:
+        (pulled,) = torch.autograd.grad(
+            output, source, v, retain_graph=True, create_graph=twice, materialize_grads=True
+        )
+        return pulled
+
+    result: torch.Tensor = leading_vmap(pull, v.ndim - output.ndim)(v)
+    return result
 
 
 def solve(
@@ -227,11 +212,11 @@ class _Tangents:
 
 
 # Autograd functions switch forward mode off in their `jvp`, and so lose the tangents of outer levels
-# without a word. At the level at hand tangents can be carried by hand instead.
+# without a word. Where `torch.func.jvp` is the innermost transform, tangents are carried by hand.
 def _tangents(tensors: Sequence[torch.Tensor]) -> _Tangents | None:
     functorch = torch._C._functorch
     level = functorch.peek_interpreter_stack()
-    if level is not None and level.key() != functorch.TransformType.Jvp:
+    if level is None or level.key() != functorch.TransformType.Jvp:
         return None
     pairs = [forward_ad.unpack_dual(tensor) for tensor in tensors]
     if all(pair.tangent is None for pair in pairs):
