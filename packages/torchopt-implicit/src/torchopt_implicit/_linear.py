@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._status import Info, Status, report
-from torchopt_implicit._system import System, Tensors
+from torchopt_implicit._system import Trace
 from torchopt_implicit.linear_solve import LinearSolver
 
 __all__ = ["ImplicitSolver"]
@@ -39,18 +38,17 @@ class ImplicitSolver:
         self.has_warned = False
 
     @torch.no_grad()
-    def run(
-        self, system: System, transposed: bool, b: torch.Tensor, x: torch.Tensor, tensors: Tensors
-    ) -> torch.Tensor:
-        """Solve with the derivative of the system's residual at ``(x, tensors)``."""
+    def run(self, trace: Trace, transposed: bool, b: torch.Tensor) -> torch.Tensor:
+        """Solve with the derivative of the residual in the solution, for vectors ``b``."""
         if not isinstance(self.solve, LinearSolver):
-            return self._call(system, transposed, b, x, tensors)
-        A = system.linearize(x, tensors)
+            return self._call(trace, transposed, b)
+        system, A = trace.system, trace.operator
         operator = A.T if transposed else A
         kept: Kept | None = system.factors
-        if kept is None or not kept.fits(x, tensors):
-            factors = self.solve.factorize(A, x.shape[:-1])
-            kept = None if factors is None else Kept(factors, x, tensors)
+        sources = (trace.point, *trace.tensors)
+        if kept is None or not kept.fits(sources):
+            factors = self.solve.factorize(A, trace.point.shape[:-1])
+            kept = None if factors is None else Kept(factors, sources)
             system.factors = kept
         if kept is None:
             u, info = self.solve.run(operator, b)
@@ -59,31 +57,24 @@ class ImplicitSolver:
         self._report(info, b)
         return u
 
-    def _call(
-        self, system: System, transposed: bool, b: torch.Tensor, x: torch.Tensor, tensors: Tensors
-    ) -> torch.Tensor:
+    def _call(self, trace: Trace, transposed: bool, b: torch.Tensor) -> torch.Tensor:
         """Call a function that knows of one problem only, for each of a batch."""
+        system = trace.system
         if system.parent is not None:
             axis = b.ndim - system.batch_ndim - 1
-            rows = [
-                self._call(
-                    system.parent,
-                    transposed,
-                    b.select(axis, i),
-                    x[i],
-                    tuple(
-                        t if dim is None else t[i]
-                        for t, dim in zip(tensors, system.in_dims, strict=True)
-                    ),
+            rows = []
+            for i, point in enumerate(trace.point):
+                tensors = tuple(
+                    t if dim is None else t[i]
+                    for t, dim in zip(trace.tensors, system.in_dims, strict=True)
                 )
-                for i in range(len(x))
-            ]
+                single = system.parent.trace(point, tensors)
+                rows.append(self._call(single, transposed, b.select(axis, i)))
             return torch.stack(rows, axis) if rows else torch.zeros_like(b)
-        A = system.linearize(x, tensors)
-        operator: LinearOperator = A.T if transposed else A
+        A = trace.operator.T if transposed else trace.operator
         layout = system.layout
         solutions = [
-            layout.ravel(self.solve(operator, layout.unravel(row)), "the result of `solve`")
+            layout.ravel(self.solve(A, layout.unravel(row)), "the result of `solve`")
             for row in b.reshape(-1, b.shape[-1])
         ]
         u = torch.stack(solutions).reshape(b.shape) if solutions else torch.zeros_like(b)
@@ -111,14 +102,13 @@ class Kept:
     Holding on to those tensors keeps their memory from being reused, so that an address tells.
     """
 
-    def __init__(self, factors: Any, x: torch.Tensor, tensors: Tensors) -> None:
+    def __init__(self, factors: Any, sources: tuple[torch.Tensor, ...]) -> None:
         self.factors = factors
-        self.sources = (x, *tensors)
+        self.sources = sources
         self.versions = [t._version for t in self.sources]
 
-    def fits(self, x: torch.Tensor, tensors: Tensors) -> bool:
-        """Return whether the factors are those of ``A`` at ``(x, tensors)``."""
-        given = (x, *tensors)
+    def fits(self, given: tuple[torch.Tensor, ...]) -> bool:
+        """Return whether the factors were computed from these tensors, unchanged since."""
         return len(given) == len(self.sources) and all(
             s._version == version and _is_same_memory(s, t)
             for s, t, version in zip(self.sources, given, self.versions, strict=True)

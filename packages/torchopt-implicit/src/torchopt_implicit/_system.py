@@ -30,9 +30,7 @@ Tensors = tuple[torch.Tensor, ...]
 class Solver(Protocol):
     """Solves linear systems for plain tensors, below all transforms."""
 
-    def run(
-        self, system: System, transposed: bool, b: torch.Tensor, x: torch.Tensor, tensors: Tensors
-    ) -> torch.Tensor:
+    def run(self, trace: Trace, transposed: bool, b: torch.Tensor) -> torch.Tensor:
         """Return what :func:`solve` returns."""
         ...
 
@@ -122,28 +120,57 @@ class System:
         pulled: Tensors = torch.func.vjp(left_times_A, x, *self.varying(tensors))[1](right)
         return pulled
 
-    def linearize(self, x: torch.Tensor, tensors: Tensors) -> LinearOperator:
-        """Return ``A`` as an operator on vectors; the graph of the residual is built once.
+    def trace(self, x: torch.Tensor, tensors: Tensors) -> Trace:
+        """Return the graph of the residual at ``(x, tensors)``.
 
         Below all transforms, tensors are plain and the graph is autograd's own.
         """
         with torch.enable_grad():
             point = x.detach().requires_grad_()
-            residual = self.function(point, *(t.detach() for t in tensors))
-        double: list[torch.Tensor] = []
+            leaves = tuple(
+                t.detach().requires_grad_(d)
+                for t, d in zip(tensors, self.differentiable, strict=True)
+            )
+            return Trace(self, point, leaves, self.function(point, *leaves))
 
-        def rmatvec(v: torch.Tensor) -> torch.Tensor:
-            return _apply_graph(residual, point, v)
 
-        # A v is the derivative of u -> A^T u, which is linear, pulled back
-        def matvec(v: torch.Tensor) -> torch.Tensor:
-            if not double:
-                with torch.enable_grad():
-                    probe = torch.zeros_like(residual, requires_grad=True)
-                    double.extend((_apply_graph(residual, point, probe, twice=True), probe))
-            return _apply_graph(double[0], double[1], v)
+class Trace:
+    """The residual of a system at a point, as a graph for many matvecs with its derivative."""
 
-        return LinearOperator(matvec, rmatvec, self.layout, self.layout)
+    def __init__(
+        self, system: System, point: torch.Tensor, tensors: Tensors, residual: torch.Tensor
+    ) -> None:
+        self.system = system
+        self.point = point
+        self.tensors = tensors
+        self.residual = residual
+        self._pulled: torch.Tensor | None = None
+        self._probe = torch.empty(0)
+
+    def rmatvec(self, v: torch.Tensor) -> torch.Tensor:
+        r"""Return :math:`A^\top v`, for vectors ``(*extra, *batch, n)``."""
+        return _apply_graph(self.residual, self.point, v)
+
+    def matvec(self, v: torch.Tensor) -> torch.Tensor:
+        r"""Return :math:`A v`: the derivative of :math:`u \mapsto A^\top u`, pulled back."""
+        if self._pulled is None:
+            with torch.enable_grad():
+                self._probe = torch.zeros_like(self.residual, requires_grad=True)
+                self._pulled = _apply_graph(self.residual, self.point, self._probe, twice=True)
+        return _apply_graph(self._pulled, self._probe, v)
+
+    @property
+    def operator(self) -> LinearOperator:
+        """The derivative ``A`` in ``x``, on vectors."""
+        layout = self.system.layout
+        return LinearOperator(self.matvec, self.rmatvec, layout, layout)
+
+    def pullback(self, u: torch.Tensor) -> Tensors:
+        r"""Return :math:`\partial_t F(x, t)^\top u`, for the varying tensors."""
+        varying = self.system.varying(self.tensors)
+        if not self.residual.requires_grad:
+            return tuple(torch.zeros_like(t) for t in varying)
+        return torch.autograd.grad(self.residual, varying, u, materialize_grads=True)
 
 
 def _apply_graph(
@@ -224,6 +251,15 @@ def _tangents(tensors: Sequence[torch.Tensor]) -> _Tangents | None:
     return _Tangents([pair.primal for pair in pairs], [pair.tangent for pair in pairs])
 
 
+def _is_final(tensors: Sequence[torch.Tensor]) -> bool:
+    """Return whether no derivative of what is computed from the tensors can be asked for."""
+    return (
+        not torch.is_grad_enabled()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and all(forward_ad.unpack_dual(tensor).tangent is None for tensor in tensors)
+    )
+
+
 def _nonzero(
     tangents: Sequence[torch.Tensor | None], like: Sequence[torch.Tensor]
 ) -> Tensors:
@@ -288,7 +324,7 @@ class _Solve(torch.autograd.Function):
     def forward(
         system: System, transposed: bool, b: torch.Tensor, x: torch.Tensor, *tensors: torch.Tensor
     ) -> torch.Tensor:
-        return system.solver.run(system, transposed, b, x, tensors)  # type: ignore[no-any-return]
+        return system.solver.run(system.trace(x, tensors), transposed, b)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -350,6 +386,11 @@ class _Attach(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
         x, *tensors = ctx.saved_tensors
+        if _is_final((gradient, x, *tensors)):
+            # nothing differentiates this again, so that one graph serves all
+            trace = ctx.system.trace(x, tuple(tensors))
+            u = ctx.system.solver.run(trace, True, gradient)
+            return (None, None, *ctx.system.spread(trace.pullback(-u)))
         u = solve(ctx.system, True, gradient, x, tuple(tensors))
         pulled = ctx.system.pullback(x, tuple(tensors), -u)
         return (None, None, *ctx.system.spread(pulled))

@@ -9,14 +9,22 @@ from typing import Any
 
 import torch
 
-from torchopt_implicit._operator import LinearOperator, as_operator
+from torchopt_implicit._operator import FlatMap, LinearOperator, as_operator
 from torchopt_implicit._status import Info, Status, report
 from torchopt_implicit._tree import Layout
 
-__all__ = ["LinearSolver", "dot", "is_readable", "make_info", "norm", "residual_info"]
-
-REMEDY = "Raise `maxiter`, loosen `rtol`, add a `ridge`, or choose another solver"
-
+__all__ = [
+    "LinearSolver",
+    "check_options",
+    "default_maxiter",
+    "dot",
+    "has_ridge",
+    "is_readable",
+    "make_info",
+    "norm",
+    "residual_info",
+    "with_ridge",
+]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearSolver(abc.ABC):
@@ -72,13 +80,13 @@ class LinearSolver(abc.ABC):
 
 
 def dot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Return the inner products of vectors ``(*batch, n)``, as ``(*batch, 1)``."""
-    return torch.linalg.vecdot(x, y).unsqueeze(-1)
+    """Return the inner products of vectors ``(*batch, n)``, as ``(*batch, 1)``, or 0-dim of one."""
+    return torch.dot(x, y) if x.ndim == 1 else torch.linalg.vecdot(x, y).unsqueeze(-1)
 
 
 def norm(x: torch.Tensor) -> torch.Tensor:
-    """Return the 2-norms of vectors ``(*batch, n)``, as ``(*batch, 1)``."""
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    """Return the 2-norms of vectors ``(*batch, n)``, as :func:`dot` does."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=x.ndim > 1)
 
 
 def is_readable(tensor: torch.Tensor) -> bool:
@@ -94,11 +102,12 @@ def is_readable(tensor: torch.Tensor) -> bool:
 def make_info(
     iterations: torch.Tensor | int, residual_norm: torch.Tensor, status: torch.Tensor
 ) -> Info:
-    """Return the info of ``(*batch, 1)`` norms and codes; numbers where there is no batch."""
-    residual_norm, status = residual_norm.detach().squeeze(-1), status.squeeze(-1)
-    count = torch.as_tensor(iterations, device=status.device)
-    count = count.squeeze(-1) if count.ndim > status.ndim else count.expand(status.shape)
-    if status.ndim == 0 and is_readable(status) and is_readable(residual_norm):
+    """Return the info of norms and codes as :func:`dot` shapes them; of one problem as numbers."""
+    residual_norm = residual_norm.detach()
+    count = torch.as_tensor(iterations, device=status.device).expand(status.shape)
+    if status.ndim:
+        return Info(count.squeeze(-1), residual_norm.squeeze(-1), status.squeeze(-1))
+    if is_readable(status) and is_readable(residual_norm):
         return Info(int(count), float(residual_norm), Status(int(status)))
     return Info(count, residual_norm, status)
 
@@ -111,6 +120,16 @@ def residual_info(residual: torch.Tensor, b: torch.Tensor, tolerance: float) -> 
     status = torch.where(finite, status, Status.BREAKDOWN)
     status = torch.where(torch.isfinite(norm(b.detach())), status, Status.NOT_FINITE)
     return make_info(0, size, status)
+
+
+def has_ridge(ridge: float | torch.Tensor | None) -> bool:
+    """Return whether there is a ridge, or may be."""
+    return ridge is not None and (isinstance(ridge, torch.Tensor) or ridge != 0)
+
+
+def with_ridge(matvec: FlatMap, ridge: float | torch.Tensor | None) -> FlatMap:
+    """Return the matvec of ``A + ridge * I``."""
+    return (lambda v: matvec(v) + ridge * v) if has_ridge(ridge) else matvec
 
 
 def default_maxiter(maxiter: int | None, n: int) -> int:

@@ -10,7 +10,7 @@ import torch
 from torchopt_implicit._status import Info, Status
 from torchopt_implicit.linear_solve._base import is_readable, make_info, norm
 
-__all__ = ["Cycle", "Stop", "iterate"]
+__all__ = ["Cycle", "Outcome", "Stop", "add_scaled", "iterate", "ratio"]
 
 # between two looks at a tensor that lives on an accelerator, which would wait for it
 CHECK_EVERY = 10
@@ -39,8 +39,25 @@ class Outcome(NamedTuple):
     steps: int  # of the loop
 
 
+def add_scaled(
+    y: torch.Tensor, a: torch.Tensor, x: torch.Tensor, sign: int = 1, *, out: torch.Tensor
+) -> torch.Tensor:
+    """Return ``y + sign * a * x``, in the memory of ``out`` unless a derivative may need that."""
+    if torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return torch.addcmul(y, a, x, value=sign)
+    return torch.addcmul(y, a, x, value=sign, out=out)
+
+
+def ratio(x: torch.Tensor, y: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """Return ``x / y``, and 0 elsewhere, with derivatives that are finite, too."""
+    return torch.where(where, x, 0) / torch.where(where, y, 1)
+
+
 class Cycle(Protocol):
-    """A method, run from ``x`` with the true residual there until ``stop`` or a breakdown."""
+    """A method, run from ``x`` with the true residual there until ``stop`` or a breakdown.
+
+    It may overwrite both.
+    """
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor, stop: Stop) -> Outcome: ...
 
@@ -72,8 +89,8 @@ def iterate(
     """
     size = norm(b.detach())
     stop = Stop((rtol * size).clamp(min=atol), maxiter)
-    residual = b if x is None else true_residual(x)
-    x = torch.zeros_like(b) if x is None else x
+    residual = b.clone() if x is None else true_residual(x)
+    x = torch.zeros_like(b) if x is None else x.clone()
     length = norm(residual.detach())
     iterations = torch.zeros_like(size, dtype=torch.int64)
     stalled = broke = torch.zeros_like(size, dtype=torch.bool)

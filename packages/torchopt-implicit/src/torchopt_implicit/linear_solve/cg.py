@@ -15,9 +15,15 @@ from torchopt_implicit.linear_solve._base import (
     check_options,
     default_maxiter,
     dot,
-    norm,
+    with_ridge,
 )
-from torchopt_implicit.linear_solve._iterate import Outcome, Stop, iterate
+from torchopt_implicit.linear_solve._iterate import (
+    Outcome,
+    Stop,
+    add_scaled,
+    iterate,
+    ratio,
+)
 
 __all__ = ["CG", "solve_cg"]
 
@@ -60,36 +66,29 @@ def _cycle(
 ) -> Outcome:
     r = residual
     z = r if M is None else M(r)
-    p = z
+    p = z.clone()
     rz = dot(r, z)
     count = torch.zeros_like(rz, dtype=torch.int64)
     broke = torch.zeros_like(rz, dtype=torch.bool)
+    target = stop.tolerance**2
     steps = 0
     for steps in range(stop.limit + 1):
-        length = norm(r.detach())
-        active = (length > stop.tolerance) & ~broke & torch.isfinite(length)
+        squared = rz if M is None else dot(r, r)
+        active = (squared.detach() > target) & ~broke
         if steps == stop.limit or stop.is_due(steps, active):
             break
         Ap = matvec(p)
         curvature = dot(p, Ap)
-        usable = (curvature != 0) & torch.isfinite(curvature)
-        broke = broke | (active & ~usable)
-        moves = active & usable
-        alpha = torch.where(moves, rz, 0) / torch.where(moves, curvature, 1)
-        x = x + alpha * p
-        r = r - alpha * Ap
+        moves = active & (curvature != 0)
+        broke = broke | (active ^ moves)
+        alpha = ratio(rz, curvature, moves)
+        x = add_scaled(x, alpha, p, out=x)
+        r = add_scaled(r, alpha, Ap, -1, out=r)
         z = r if M is None else M(r)
         old, rz = rz, dot(r, z)
-        p = z + torch.where(moves, rz, 0) / torch.where(moves, old, 1) * p
+        p = add_scaled(z, ratio(rz, old, moves), p, out=p)
         count = count + moves
     return Outcome(x, r, count, broke, steps)
-
-
-def with_ridge(matvec: FlatMap, ridge: float | torch.Tensor | None) -> FlatMap:
-    """Return the matvec of ``A + ridge * I``."""
-    if ridge is None or (not isinstance(ridge, torch.Tensor) and ridge == 0):
-        return matvec
-    return lambda v: matvec(v) + ridge * v
 
 
 def solve_cg(**kwargs: Any) -> Callable[[Any, Any], Any]:

@@ -8,16 +8,24 @@ from typing import Any
 
 import torch
 
-from torchopt_implicit._operator import LinearOperator, as_operator
+from torchopt_implicit._operator import FlatMap, LinearOperator, as_operator
 from torchopt_implicit._status import Info
 from torchopt_implicit.linear_solve._base import (
     LinearSolver,
     check_options,
     default_maxiter,
     dot,
+    has_ridge,
     norm,
+    with_ridge,
 )
-from torchopt_implicit.linear_solve._iterate import Outcome, Stop, iterate
+from torchopt_implicit.linear_solve._iterate import (
+    Outcome,
+    Stop,
+    add_scaled,
+    iterate,
+    ratio,
+)
 
 __all__ = ["NormalCG", "solve_normal_cg"]
 
@@ -41,61 +49,66 @@ class NormalCG(LinearSolver):
         x = None if self.init is None else layout.ravel(self.init, "init")
         x = None if x is None else x.expand(*b.shape[:-1], layout.size)
         M = None if self.M is None else as_operator(self.M, layout).matvec
-        has_ridge = self.ridge is not None
-        has_ridge = has_ridge and (isinstance(self.ridge, torch.Tensor) or self.ridge != 0)
-        ridge: Any = self.ridge if has_ridge else 0.0
-        target = A.rmatvec(b) if has_ridge else b
-        rounding = 10 * torch.finfo(b.dtype).eps
-
-        def true_residual(x: torch.Tensor) -> torch.Tensor:
-            if has_ridge:
-                return target - A.rmatvec(A.matvec(x)) - ridge * x
-            return b - A.matvec(x)
+        regularized = has_ridge(self.ridge)
+        target = A.rmatvec(b) if regularized else b
+        slope = with_ridge(lambda x: A.rmatvec(A.matvec(x)), self.ridge)
 
         def cycle(x: torch.Tensor, residual: torch.Tensor, stop: Stop) -> Outcome:
-            r = b - A.matvec(x) if has_ridge else residual
-            s = A.rmatvec(r) - ridge * x
-            z = s if M is None else M(s)
-            p, sz = z, dot(s, z)
-            count = torch.zeros_like(sz, dtype=torch.int64)
-            broke = torch.zeros_like(sz, dtype=torch.bool)
-            gain = torch.zeros_like(sz)  # a lower bound of the norm of A
-            steps = 0
-            for steps in range(stop.limit + 1):
-                slope, length = norm(s.detach()), norm(r.detach())
-                # at a least squares solution that solves nothing: b is out of reach of A
-                broke = broke | ((slope <= rounding * gain * length) & (length > stop.tolerance))
-                measured = slope if has_ridge else length
-                active = (measured > stop.tolerance) & torch.isfinite(measured) & ~broke
-                if steps == stop.limit or stop.is_due(steps, active):
-                    break
-                Ap = A.matvec(p)
-                curvature = dot(Ap, Ap) + ridge * dot(p, p)
-                gain = torch.maximum(gain, norm(Ap) / norm(p).clamp(min=torch.finfo(p.dtype).tiny))
-                usable = (curvature > 0) & torch.isfinite(curvature)
-                broke = broke | (active & ~usable)
-                moves = active & usable
-                alpha = torch.where(moves, sz, 0) / torch.where(moves, curvature, 1)
-                x = x + alpha * p
-                r = r - alpha * Ap
-                s = A.rmatvec(r) - ridge * x
-                z = s if M is None else M(s)
-                old, sz = sz, dot(s, z)
-                p = z + torch.where(moves, sz, 0) / torch.where(moves, old, 1) * p
-                count = count + moves
-            if has_ridge:
-                broke = broke & (norm(s.detach()) > stop.tolerance)
-            return Outcome(x, s if has_ridge else r, count, broke, steps)
+            r = b - A.matvec(x) if regularized else residual
+            return _cycle(A, M, self.ridge if regularized else None, x, r, stop)
 
         return iterate(
             cycle,
-            true_residual,
+            lambda x: target - (slope(x) if regularized else A.matvec(x)),
             x,
             target,
             rtol=self.rtol,
             atol=self.atol,
             maxiter=default_maxiter(self.maxiter, layout.size),
         )
+
+
+def _cycle(
+    A: LinearOperator,
+    M: FlatMap | None,
+    ridge: float | torch.Tensor | None,
+    x: torch.Tensor,
+    r: torch.Tensor,
+    stop: Stop,
+) -> Outcome:
+    s = A.rmatvec(r) if ridge is None else A.rmatvec(r) - ridge * x
+    z = s if M is None else M(s)
+    p = z.clone()
+    sz = dot(s, z)
+    count = torch.zeros_like(sz, dtype=torch.int64)
+    broke = torch.zeros_like(sz, dtype=torch.bool)
+    rounding = 10 * torch.finfo(r.dtype).eps
+    gain = torch.zeros_like(sz)  # a lower bound of the norm of A
+    steps = 0
+    for steps in range(stop.limit + 1):
+        slope = norm(s.detach())
+        length = slope if ridge is not None else norm(r.detach())
+        if ridge is None:
+            # at a least squares solution that solves nothing: b is out of reach of A
+            broke = broke | ((slope <= rounding * gain * length) & (length > stop.tolerance))
+        active = (length > stop.tolerance) & ~broke
+        if steps == stop.limit or stop.is_due(steps, active):
+            break
+        Ap = A.matvec(p)
+        stretched, extent = dot(Ap, Ap), dot(p, p)
+        curvature = stretched if ridge is None else stretched + ridge * extent
+        moves = active & (curvature > 0)
+        broke = broke | (active & ~moves)
+        gain = torch.maximum(gain, ratio(stretched.detach(), extent.detach(), extent > 0).sqrt())
+        alpha = ratio(sz, curvature, moves)
+        x = add_scaled(x, alpha, p, out=x)
+        r = add_scaled(r, alpha, Ap, -1, out=r)
+        s = A.rmatvec(r) if ridge is None else A.rmatvec(r) - ridge * x
+        z = s if M is None else M(s)
+        old, sz = sz, dot(s, z)
+        p = add_scaled(z, ratio(sz, old, moves), p, out=p)
+        count = count + moves
+    return Outcome(x, r if ridge is None else s, count, broke, steps)
 
 
 def solve_normal_cg(**kwargs: Any) -> Callable[[Any, Any], Any]:
