@@ -99,11 +99,12 @@ class System:
     def pullback(self, x: torch.Tensor, tensors: Tensors, u: torch.Tensor) -> Tensors:
         r"""Return :math:`\partial_t F(x, t)^\top u`, for the varying tensors."""
 
-        def residual(*varying: torch.Tensor) -> torch.Tensor:
+        # in x, too, so that the function may use torch.autograd.grad
+        def residual(x: torch.Tensor, *varying: torch.Tensor) -> torch.Tensor:
             return self.function(x, *self.replace(tensors, varying))
 
-        pulled: Tensors = torch.func.vjp(residual, *self.varying(tensors))[1](u)
-        return pulled
+        pulled: Tensors = torch.func.vjp(residual, x, *self.varying(tensors))[1](u)
+        return pulled[1:]
 
     def bilinear_gradient(
         self, left: torch.Tensor, right: torch.Tensor, x: torch.Tensor, tensors: Tensors
