@@ -75,7 +75,7 @@ class ImplicitSolver:
         layout = system.layout
         solutions = [
             layout.ravel(self.solve(A, layout.unravel(row)), "the result of `solve`")
-            for row in b.reshape(-1, b.shape[-1])
+            for row in (b.flatten(0, -2) if b.ndim > 1 else b.unsqueeze(0))
         ]
         u = torch.stack(solutions).reshape(b.shape) if solutions else torch.zeros_like(b)
         if not bool(torch.isfinite(u).all()):

@@ -29,7 +29,7 @@ class ImplicitMetaGradientModule(MetaGradientModule):
     :class:`torchopt.nn.MetaGradientModule`. After ``module.solve(...)`` the own parameters are
     functions of the meta-parameters, with derivatives by the implicit function theorem:
     whatever is computed from them can be differentiated. The next ``solve`` starts from their
-    values.
+    values. Under :func:`torch.no_grad` it only solves.
 
     A subclass defines :meth:`solve`, and :meth:`optimality` or :meth:`objective`, all with the same
     arguments. The class argument ``linear_solve`` is the solver of linear systems, one of
@@ -148,7 +148,9 @@ def _implicit(solve: Callable[..., Any]) -> Callable[..., Any]:
                 value = self.optimality(*args, **kwargs)
             return (value,) if isinstance(value, torch.Tensor) else tuple(value)
 
-        if own.tensors and any(tensor.requires_grad for tensor in meta.tensors):
+        # without gradients, or within the solve() of a subclass, the values are all that is asked for
+        wanted = torch.is_grad_enabled() and own.tensors
+        if wanted and any(tensor.requires_grad for tensor in meta.tensors):
             solution = implicit_solution(
                 residual,
                 own.tensors,

@@ -17,7 +17,7 @@ from torchopt_implicit.linear_solve._base import (
     with_ridge,
 )
 
-__all__ = ["DirectSolver"]
+__all__ = ["DirectSolver", "as_columns", "dense"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,10 +51,8 @@ class DirectSolver(LinearSolver):
         self, factors: Any, A: LinearOperator, b: torch.Tensor, *, transposed: bool
     ) -> tuple[torch.Tensor, Info]:
         decomposition, batch_ndim = factors
-        extra = b.ndim - 1 - batch_ndim
-        # right-hand sides in front become columns
-        flat = b.reshape(-1, *b.shape[extra:]).movedim(0, -1)
-        x = self.back_substitute(decomposition, flat, transposed).movedim(-1, 0).reshape(b.shape)
+        x = self.back_substitute(decomposition, as_columns(b, batch_ndim), transposed)
+        x = x.movedim(-1, 0).reshape(b.shape)
         residual = b - with_ridge(A.matvec, self.ridge)(x)
         return x, residual_info(residual, b, torch.finfo(b.dtype).eps ** 0.5)
 
@@ -66,3 +64,9 @@ def dense(A: LinearOperator, batch: torch.Size) -> torch.Tensor:
     columns = eye.reshape(n, *(1 for _ in batch), n).expand(n, *batch, n)
     matrix: torch.Tensor = A.matvec(columns).movedim(0, -1)
     return matrix
+
+
+def as_columns(b: torch.Tensor, batch_ndim: int) -> torch.Tensor:
+    """Return right-hand sides ``(*extra, *batch, n)`` as the columns of ``(*batch, n, k)``."""
+    extra = b.ndim - 1 - batch_ndim
+    return (b.flatten(0, extra - 1) if extra else b.unsqueeze(0)).movedim(0, -1)

@@ -17,7 +17,7 @@ from torchopt_implicit.linear_solve._base import (
     make_info,
     norm,
 )
-from torchopt_implicit.linear_solve._direct import dense
+from torchopt_implicit.linear_solve._direct import as_columns, dense
 
 __all__ = ["LeastSquares", "solve_lstsq"]
 
@@ -54,10 +54,8 @@ class LeastSquares(LinearSolver):
         if has_ridge(self.ridge):
             inverse = S / (S * S + self.ridge)
         inverse = torch.where(torch.isnan(S), torch.nan, inverse)
-        extra = b.ndim - 1 - batch_ndim
-        flat = b.reshape(-1, *b.shape[extra:]).movedim(0, -1)
-        x = (Vh.mT @ (inverse.unsqueeze(-1) * (U.mT @ flat))).movedim(-1, 0)
-        x = x.reshape(*b.shape[:-1], Vh.shape[-1])
+        x = Vh.mT @ (inverse.unsqueeze(-1) * (U.mT @ as_columns(b, batch_ndim)))
+        x = x.movedim(-1, 0).reshape((*b.shape[:-1], Vh.shape[-1]))
         residual = (b - A.matvec(x)).detach()
         slope = A.rmatvec(residual)
         if has_ridge(self.ridge):
