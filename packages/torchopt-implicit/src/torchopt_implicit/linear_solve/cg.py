@@ -70,6 +70,8 @@ def _cycle(
     rz = dot(r, z)
     count = torch.zeros_like(rz, dtype=torch.int64)
     broke = torch.zeros_like(rz, dtype=torch.bool)
+    gain = torch.zeros_like(rz.detach())  # a lower bound of the norm of A
+    rounding = torch.finfo(r.dtype).eps
     target = stop.tolerance**2
     steps = 0
     for steps in range(stop.limit + 1):
@@ -79,7 +81,9 @@ def _cycle(
             break
         Ap = matvec(p)
         curvature = dot(p, Ap)
-        moves = active & (curvature != 0)
+        steepness = (curvature / dot(p, p)).abs().detach()
+        gain = torch.fmax(gain, steepness)
+        moves = active & (steepness > rounding * gain)
         broke = broke | (active ^ moves)
         alpha = ratio(rz, curvature, moves)
         x = add_scaled(x, alpha, p, out=x)
