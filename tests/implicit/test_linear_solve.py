@@ -216,7 +216,7 @@ def test_functions_of_linalg_solve_and_sum() -> None:
     b = torch.tensor([1.0, 2.0], dtype=torch.float64)
     expected = torch.linalg.solve(A, b)
     torch.testing.assert_close(cg(A, b, rtol=1e-12), expected)
-    x, info = cg(A, b, x0=expected, return_info=True)
+    _, info = cg(A, b, x0=expected, return_info=True)
     assert (info.iterations, info.status) == (0, Status.CONVERGED)
     torch.testing.assert_close(ns(A, b, maxiter=100), expected)
     torch.testing.assert_close(ns({"A": A}["A"], b, 3, alpha=0.5), sum_of_series(A, 4, 0.5) @ b)

@@ -118,9 +118,7 @@ def test_first_and_second_derivatives_equal_finite_differences(way: str) -> None
     a = torch.tensor(POINT, requires_grad=True)
     f = build(way)
     assert torch.autograd.gradcheck(f, (a,), check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(
-        f, (a,), check_fwd_over_rev=True, check_rev_over_rev=True
-    )
+    assert torch.autograd.gradgradcheck(f, (a,), check_fwd_over_rev=True, check_rev_over_rev=True)
 
 
 def test_tangents_survive_a_backward_without_create_graph() -> None:

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import optree
 import torch
 
 from torchopt_implicit._operator import LinearOperator
@@ -205,9 +204,7 @@ class _Problem:
         self.theta = self.theta_layout.ravel(theta, "theta").detach()
         self.optimality_fn = optimality_fn
         self.outer_fn = outer_fn
-        self.args = optree.tree_map(
-            lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, args
-        )
+        self.args = args
 
     def residual(self, x: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
         trees = self.x_layout.unravel(x), self.theta_layout.unravel(theta)
@@ -227,7 +224,7 @@ class _Problem:
 
         dx, dtheta = torch.func.grad(outer, argnums=(0, 1))(x, self.theta)
         u, residual = _run(solve, self.jacobian(x).T, dx)
-        _, pullback = torch.func.vjp(lambda theta: self.residual(x, theta), self.theta)
+        pullback = torch.func.vjp(lambda theta: self.residual(x, theta), self.theta)[1]
         return (dtheta - pullback(u)[0]).detach(), u, residual
 
     def cross_norm(self, x: torch.Tensor) -> float:

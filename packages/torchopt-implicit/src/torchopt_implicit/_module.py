@@ -18,6 +18,7 @@ from torchopt_implicit.linear_solve import solve_normal_cg
 
 __all__ = ["ImplicitMetaGradientModule"]
 
+
 class ImplicitMetaGradientModule(MetaGradientModule):
     r"""A module whose own parameters solve an equation that depends on meta-parameters.
 
@@ -129,9 +130,7 @@ def _implicit(solve: Callable[..., Any]) -> Callable[..., Any]:
     """Return the method ``solve``, after which own parameters depend on meta-parameters."""
 
     @functools.wraps(solve)
-    def solve_implicitly(
-        self: ImplicitMetaGradientModule, *args: Any, **kwargs: Any
-    ) -> Any:
+    def solve_implicitly(self: ImplicitMetaGradientModule, *args: Any, **kwargs: Any) -> Any:
         start = _own(self)
         start.put([x if x.is_leaf else nn.Parameter(x.detach().clone()) for x in start.tensors])
         with torch.no_grad():
@@ -145,10 +144,11 @@ def _implicit(solve: Callable[..., Any]) -> Callable[..., Any]:
             kwargs: dict[str, Any],
         ) -> Any:
             with own.holding(x), meta.holding(theta):
-                value = self.optimality(*args, **kwargs)
-            return (value,) if isinstance(value, torch.Tensor) else tuple(value)
+                value: Any = self.optimality(*args, **kwargs)
+            is_single = isinstance(value, torch.Tensor)  # as where there is one parameter
+            return (value,) if is_single else tuple(value)
 
-        # without gradients, or within the solve() of a subclass, the values are all that is asked for
+        # without gradients, or within the solve() of a subclass, only values are asked for
         wanted = torch.is_grad_enabled() and own.tensors
         if wanted and any(tensor.requires_grad for tensor in meta.tensors):
             solution = implicit_solution(

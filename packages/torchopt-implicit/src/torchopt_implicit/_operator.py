@@ -99,7 +99,7 @@ class LinearOperator:
             if transpose is not None:
                 return domain.ravel(transpose(codomain.unravel(vector)), "result of `transpose`")
             zeros = torch.zeros(domain.size, dtype=domain.dtype, device=domain.device)
-            _, pullback = torch.func.vjp(matvec, zeros)
+            pullback = torch.func.vjp(matvec, zeros)[1]
             (pulled,) = pullback(vector)
             return pulled  # type: ignore[no-any-return]
 
@@ -178,7 +178,7 @@ class LinearOperator:
         def flat(vector: torch.Tensor) -> torch.Tensor:
             return codomain.ravel(function(domain.unravel(vector)), "the result of `function`")
 
-        _, pullback = torch.func.vjp(flat, point)
+        pullback = torch.func.vjp(flat, point)[1]
         zeros = torch.zeros(codomain.size, dtype=codomain.dtype, device=codomain.device)
         symmetric = symmetric or positive_definite
 
@@ -186,7 +186,7 @@ class LinearOperator:
             return leading_vmap(lambda v: pullback(v)[0], vector.ndim - 1)(vector)  # type: ignore[no-any-return]
 
         def push(vector: torch.Tensor) -> torch.Tensor:
-            _, transposed = torch.func.vjp(lambda v: pullback(v)[0], zeros)
+            transposed = torch.func.vjp(lambda v: pullback(v)[0], zeros)[1]
             (pushed,) = transposed(vector)
             return pushed  # type: ignore[no-any-return]
 
@@ -288,7 +288,7 @@ class LinearOperator:
             self.domain,
             self.codomain,
             symmetric=self.symmetric,
-            positive_definite=self.positive_definite and is_number and scalar > 0,
+            positive_definite=self.positive_definite and is_number and bool(scalar > 0),
         )
 
     __rmul__ = __mul__

@@ -10,8 +10,9 @@ from typing import Any
 import optree
 import torch
 
+from torchopt_implicit._autograd import attach
 from torchopt_implicit._linear import ImplicitSolver
-from torchopt_implicit._system import System, attach
+from torchopt_implicit._system import System
 from torchopt_implicit._tree import Layout, describe_path
 from torchopt_implicit.linear_solve import solve_normal_cg
 
@@ -205,7 +206,8 @@ def implicit_solution(
         namespace: In which optree looks for the types of nodes of trees.
     """
     layout = Layout.of(solution, "the solution", namespace=namespace)
-    leaves, spec = optree.tree_flatten(args, namespace=namespace)
+    everything: Any = args
+    leaves, spec = optree.tree_flatten(everything, namespace=namespace)
     owners = [i for i, arg in enumerate(args) for _ in optree.tree_leaves(arg, namespace=namespace)]
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
     tensors = tuple(leaves[i] for i in places)

@@ -110,7 +110,7 @@ class Layout(NamedTuple):
         """Return the leaves of a vector ``(*batch, size)``, each with the batch in front."""
         batch = vector.shape[:-1]
         leaves = []
-        parts = vector.split(self.sizes, dim=-1) if self.sizes else ()
+        parts = torch.split(vector, list(self.sizes), dim=-1) if self.sizes else ()
         for part, shape, dtype, device in zip(
             parts, self.shapes, self.dtypes, self.devices, strict=True
         ):
@@ -122,7 +122,6 @@ class Layout(NamedTuple):
     def unravel(self, vector: torch.Tensor) -> Any:
         """Return the tree of a vector ``(size,)``."""
         return optree.tree_unflatten(self.spec, self.split(vector))
-
 
 
 def describe_path(spec: optree.PyTreeSpec, index: int) -> str:

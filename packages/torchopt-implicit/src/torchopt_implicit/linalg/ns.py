@@ -52,9 +52,7 @@ def ns(
     return (x, info) if return_info else x
 
 
-def ns_inv(
-    A: Any, maxiter: int | None = None, *, alpha: float | torch.Tensor | None = None
-) -> Any:
+def ns_inv(A: Any, maxiter: int | None = None, *, alpha: float | torch.Tensor | None = None) -> Any:
     r"""Return an approximation of :math:`A^{-1}` by the Neumann series, as a matrix.
 
     .. math:: \alpha \sum_{k=0}^{K - 1} (I - \alpha A)^k

@@ -26,6 +26,7 @@ __all__ = [
     "with_ridge",
 ]
 
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearSolver(abc.ABC):
     """A method for :math:`A x = b`, on trees. Call it as ``solver(A, b)``, which returns ``x``.
@@ -81,12 +82,16 @@ class LinearSolver(abc.ABC):
 
 def dot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Return the inner products of vectors ``(*batch, n)``, as ``(*batch, 1)``, or 0-dim of one."""
-    return torch.dot(x, y) if x.ndim == 1 else torch.linalg.vecdot(x, y).unsqueeze(-1)
+    if x.ndim == 1:
+        return torch.dot(x, y)
+    product: torch.Tensor = torch.linalg.vecdot(x, y)
+    return product.unsqueeze(-1)
 
 
 def norm(x: torch.Tensor) -> torch.Tensor:
     """Return the 2-norms of vectors ``(*batch, n)``, as :func:`dot` does."""
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=x.ndim > 1)
+    length: torch.Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=x.ndim > 1)
+    return length
 
 
 def is_readable(tensor: torch.Tensor) -> bool:
@@ -129,7 +134,9 @@ def has_ridge(ridge: float | torch.Tensor | None) -> bool:
 
 def with_ridge(matvec: FlatMap, ridge: float | torch.Tensor | None) -> FlatMap:
     """Return the matvec of ``A + ridge * I``."""
-    return (lambda v: matvec(v) + ridge * v) if has_ridge(ridge) else matvec
+    if ridge is None or not has_ridge(ridge):
+        return matvec
+    return lambda v: matvec(v) + ridge * v
 
 
 def default_maxiter(maxiter: int | None, n: int) -> int:

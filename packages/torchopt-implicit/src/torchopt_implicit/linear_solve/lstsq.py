@@ -50,7 +50,7 @@ class LeastSquares(LinearSolver):
             U, Vh = Vh.mT, U.mT
         rcond = size * torch.finfo(S.dtype).eps if self.rcond is None else self.rcond
         largest = S[..., :1] if S.shape[-1] else S
-        inverse = torch.where(S > rcond * largest, 1 / S, 0)
+        inverse = torch.where(rcond * largest < S, 1 / S, 0)
         if has_ridge(self.ridge):
             inverse = S / (S * S + self.ridge)
         inverse = torch.where(torch.isnan(S), torch.nan, inverse)

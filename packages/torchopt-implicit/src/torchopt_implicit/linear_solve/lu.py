@@ -22,7 +22,8 @@ class LU(DirectSolver):
         return LU, pivots
 
     def back_substitute(self, factors: Any, b: torch.Tensor, transposed: bool) -> torch.Tensor:
-        return torch.linalg.lu_solve(*factors, b, adjoint=transposed)
+        x: torch.Tensor = torch.linalg.lu_solve(*factors, b, adjoint=transposed)
+        return x
 
 
 def solve_lu(**kwargs: Any) -> Callable[[Any, Any], Any]:

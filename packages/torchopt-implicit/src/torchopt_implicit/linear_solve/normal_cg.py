@@ -138,7 +138,8 @@ def solve_normal_cg(**kwargs: Any) -> Callable[[Any, Any], Any]:
     Example:
         >>> import torch, torchopt
         >>> A = torch.tensor([[0.0, 2.0], [-1.0, 0.0]])
-        >>> torchopt.linear_solve.solve_normal_cg()(A, torch.tensor([2.0, -3.0]))
+        >>> solver = torchopt.linear_solve.solve_normal_cg()
+        >>> solver(A, torch.tensor([2.0, -3.0])).round(decimals=4)
         tensor([3., 1.])
 
     Reference:
