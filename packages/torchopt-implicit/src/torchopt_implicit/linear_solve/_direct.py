@@ -62,6 +62,8 @@ def dense(A: LinearOperator, batch: torch.Size) -> torch.Tensor:
     n = A.domain.size
     eye = torch.eye(n, dtype=A.domain.dtype, device=A.domain.device)
     columns = eye.reshape(n, *(1 for _ in batch), n).expand(n, *batch, n)
+    if columns.numel() == 0:  # autograd cannot batch over nothing
+        return columns.new_zeros(*batch, A.codomain.size, n)
     matrix: torch.Tensor = A.matvec(columns).movedim(0, -1)
     return matrix
 

@@ -21,11 +21,14 @@ SHORTEST_STEP = 1e-9
 CAUTIOUS_FROM, CAUTIOUS_SHARE, CAUTIOUS_CENTER = 20, 0.75, 0.1
 #: weight of active inequalities: the larger, the fewer refinements but the more rounding
 ACTIVE_WEIGHT = 1e8
+#: error at which to guess for the first time which inequalities are active, and iterations to get
+#: there without iterative refinement
+EARLY, FEW = 1e-7, 13
 #: guesses of which inequalities are active
-POLISHES = 4
+POLISHES = 2
 #: how well a certificate of infeasibility has to hold: it then excludes all feasible points but
 #: those larger than the iterate by the inverse
-INFEASIBLE = 1e-5
+INFEASIBLE = 1e-4
 #: likewise of unboundedness: it then excludes all multipliers, and minimizers, below the inverse
 UNBOUNDED = 1e-8
 
@@ -49,28 +52,35 @@ class State(NamedTuple):
 def solve(data: Data, *, tol: float, maxiter: int) -> tuple[State, Solved, Info]:
     r"""Solve the programs by Mehrotra's predictor-corrector method.
 
-    Starts at a point that need not satisfy any constraint. The error is the largest relative
+    Starts at a point that need not satisfy any constraint. At a first, moderate tolerance it
+    already tells which inequalities are active, solves for these exactly, and is done where that
+    succeeds; the other programs go on to the tolerance asked for. The error is the largest relative
     residual of stationarity, of both kinds of constraints, and of the duality gap. In an infeasible
     program the multipliers diverge along a direction that proves it,
     :math:`\lambda \ge 0, G^\top \lambda + A^\top \nu = 0, h^\top \lambda + b^\top \nu < 0`; in an
     unbounded one the point does, :math:`Qz = Az = 0, Gz \le 0, q^\top z < 0`.
 
     Returns:
-        The last states; the factors there, for derivatives; and how it ended.
+        The last states; the factors there, for derivatives; and how each ended.
 
     References:
         J. Nocedal, S. J. Wright: Numerical Optimization (2006), algorithm 16.4.
         S. Mehrotra: On the implementation of a primal-dual interior point method (1992).
     """
     state = _start(data)
-    state, info = iterate(functools.partial(_step, data), state, target=tol, maxiter=maxiter)
-    converged = torch.as_tensor(info.status) == Status.CONVERGED
-    state, factors, exact = _polish(data, state, converged, tol)
+    for target, refinements, most in ((max(tol, EARLY), 0, FEW), (tol, 1, maxiter)):
+        step = functools.partial(_step, data, refinements, maxiter)
+        state, info = iterate(step, state, target=target, maxiter=min(most, maxiter))
+        reached = state.error <= target
+        state, factors, exact = _polish(data, state, reached, tol)
+        if unwrap(exact | (state.failure != Status.CONVERGED)).all():
+            break
     if not unwrap(exact).all():
         weights = torch.where(exact.unsqueeze(-1), factors.weights, state.lam / state.s)
         factors = factorize(data, weights, factors.exact & exact.unsqueeze(-1))
     solved = Solved(state.lam, state.s, factors)
-    return state, solved, info._replace(residual_norm=state.error)
+    status = torch.where(state.error <= tol, int(Status.CONVERGED), torch.as_tensor(info.status))
+    return state, solved, Info(state.steps, state.error, status)
 
 
 def _polish(
@@ -102,6 +112,7 @@ def _polish(
         room = data.h - times(data.G, z)
         s = torch.where(active, 0.0, room.clamp_min(0.0))
         polished = _measure(data, z, lam.clamp_min(0.0), state.nu + dnu, s)
+        polished = polished._replace(steps=state.steps)
         # what succeeded before succeeds again: its active inequalities are the same
         exact = wanted & (polished.error <= tol)
         result = freeze(exact, polished, result)
@@ -180,7 +191,7 @@ def _longest(x: torch.Tensor, dx: torch.Tensor) -> torch.Tensor:
 
 
 def _direction(
-    factors: Factors, state: State, complementarity: torch.Tensor, *, refinements: int
+    factors: Factors, state: State, complementarity: torch.Tensor, *, refinements: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return Newton's step, in which slacks times multipliers change by ``-complementarity``."""
     right = complementarity / state.s - factors.weights * state.primal
@@ -188,11 +199,11 @@ def _direction(
     return dz, dlam, dnu, -(complementarity + state.s * dlam) / state.lam
 
 
-def _step(data: Data, state: State) -> State:
+def _step(data: Data, refinements: int, maxiter: int, state: State) -> State:
     factors = factorize(data, state.lam / state.s)
     lam, s = state.lam, state.s
     products = s * lam
-    _, dlam, _, ds = _direction(factors, state, products, refinements=0)
+    _, dlam, _, ds = _direction(factors, state, products)
     length = torch.minimum(_longest(s, ds), _longest(lam, dlam)).clamp_max(1.0)
     count = max(s.shape[-1], 1)
     mean = products.sum(-1, keepdim=True) / count
@@ -202,7 +213,9 @@ def _step(data: Data, state: State) -> State:
     cautious = (state.steps >= CAUTIOUS_FROM).unsqueeze(-1)
     center = torch.where(cautious, torch.maximum(center, CAUTIOUS_CENTER * mean), center)
     curved = torch.where(cautious, 0.0, ds * dlam)
-    dz, dlam, dnu, ds = _direction(factors, state, products + curved - center, refinements=1)
+    dz, dlam, dnu, ds = _direction(
+        factors, state, products + curved - center, refinements=refinements
+    )
     share = torch.where(cautious, CAUTIOUS_SHARE, TO_BOUNDARY)
     length = share * torch.minimum(_longest(s, ds), _longest(lam, dlam)).clamp_max(1 / TO_BOUNDARY)
     new = _measure(
@@ -210,8 +223,11 @@ def _step(data: Data, state: State) -> State:
     )
     broken = ~torch.isfinite(new.error)
     stuck = length.squeeze(-1) < SHORTEST_STEP
-    failure = torch.where(stuck & (new.failure == 0), int(Status.STAGNATED), new.failure)
-    new = new._replace(failure=failure, steps=state.steps + 1)
+    steps = state.steps + 1
+    failure = torch.where(steps >= maxiter, int(Status.ITERATION_LIMIT), int(Status.CONVERGED))
+    failure = torch.where(stuck, int(Status.STAGNATED), failure)
+    failure = torch.where(new.failure == Status.CONVERGED, failure, new.failure)
+    new = new._replace(failure=failure, steps=steps)
     # of a step that failed only the verdict is kept
     kept: State = freeze(~broken, new, state)
     failure = torch.where(broken, int(Status.BREAKDOWN), kept.failure)

@@ -26,7 +26,7 @@ __all__ = ["lbfgs"]
 
 SUFFICIENT_DECREASE = 1e-4
 CURVATURE = 0.9
-#: trials without an accepted step before the search is given up
+#: trials in a row without a step that decreases before the search is given up
 MAX_TRIALS = 40
 
 
@@ -45,7 +45,7 @@ class _State(NamedTuple):
     gradient: torch.Tensor
     direction: torch.Tensor
     slope: torch.Tensor
-    # next length to try, and how many were rejected since the last step
+    # next length to try, and how many in a row did not lead to a decrease
     length: torch.Tensor
     trials: torch.Tensor
     # the best point of the line so far, and the other end once a minimum lies in between
@@ -170,8 +170,8 @@ def _step(
     # differences below the rounding of the values decide nothing
     slack = 8 * torch.finfo(value.dtype).eps * state.value.abs()
     low, high = _Point(*state.low), _Point(*state.high)
-    decreases = value <= state.value + SUFFICIENT_DECREASE * t * state.slope + slack
-    decreases = decreases & (value <= low.value + slack) & torch.isfinite(slope)
+    bound = torch.minimum(state.value + SUFFICIENT_DECREASE * t * state.slope, low.value)
+    decreases = (value <= bound + slack) & torch.isfinite(slope)
     accept = decreases & (slope.abs() <= -CURVATURE * state.slope)
 
     # the minimum lies between the best point and the end towards which its slope descends
@@ -198,7 +198,7 @@ def _step(
     direction = torch.where(accept, quasi_newton, state.direction)
     new_slope = torch.where(accept, new_gradient @ quasi_newton, state.slope)
     end = torch.stack((torch.zeros_like(new_value), new_value, new_slope))
-    trials = torch.where(accept, 0, state.trials + 1)
+    trials = torch.where(accept & (value <= bound), 0, state.trials + 1)
     return _State(
         x=x,
         value=new_value,

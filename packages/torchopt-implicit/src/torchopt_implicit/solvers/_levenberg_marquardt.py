@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import optree
 import torch
 
 from torchopt_implicit import linear_solve as solves
@@ -101,8 +100,9 @@ def levenberg_marquardt(
         raise ValueError(f"`damping` must be positive, got {damping!r}")
 
     def half_square(x: Any, *args: Any) -> torch.Tensor:
-        leaves = optree.tree_leaves(residual(x, *args))
-        return 0.5 * sum((leaf.abs().square().sum() for leaf in leaves), torch.zeros(()))
+        out = residual(x, *args)
+        vector = Layout.of(out, "the residuals").ravel(out, "the residuals")
+        return 0.5 * vector.square().sum()
 
     def search(init: Any, *args: Any) -> tuple[Any, Info]:
         layout = Layout.of(init, "init")

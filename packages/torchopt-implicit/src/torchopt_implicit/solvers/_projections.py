@@ -31,7 +31,7 @@ def project_box(
     """
     low = torch.as_tensor(lower, dtype=x.dtype, device=x.device)
     high = torch.as_tensor(upper, dtype=x.dtype, device=x.device)
-    return torch.where(x < low, low, torch.where(x > high, high, x))
+    return torch.minimum(torch.maximum(x, low), high)
 
 
 def project_simplex(x: torch.Tensor, total: float | torch.Tensor = 1.0) -> torch.Tensor:
@@ -70,7 +70,7 @@ def project_simplex(x: torch.Tensor, total: float | torch.Tensor = 1.0) -> torch
     thresholds = (ordered.cumsum(-1) - total.unsqueeze(-1)) / count
     support = (ordered > thresholds).sum(-1, keepdim=True).clamp_min(1)
     threshold = thresholds.gather(-1, support - 1)
-    return torch.where(x > threshold, x - threshold, 0.0)
+    return torch.relu(x - threshold)
 
 
 def project_ball(
@@ -98,7 +98,8 @@ def project_ball(
         tensor([0.6000, 0.8000])
     """
     offset = x - center
-    outside = offset.square().sum() > torch.as_tensor(radius).square()
+    # true of NaN, which is to be seen in the result
+    outside = ~(offset.square().sum() <= torch.as_tensor(radius).square())
     # the norm of a point inside is not needed, and has no derivative at the center
     norm = torch.where(outside, offset, torch.ones_like(offset)).square().sum().sqrt()
     return torch.where(outside, center + offset * (radius / norm), x)

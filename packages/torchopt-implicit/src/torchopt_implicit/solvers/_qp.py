@@ -75,9 +75,10 @@ def qp(
         throw: Whether a problem that was not solved raises rather than warns.
 
     Returns:
-        A :class:`QPSolution`. Its ``info.status`` is ``Status.INFEASIBLE`` where no point
-        satisfies the constraints and ``Status.UNBOUNDED`` where the objective has no minimum; each
-        is proven by a certificate, up to points of norm 1e8.
+        A :class:`QPSolution`. Its ``info.status`` is ``Status.INFEASIBLE`` where multipliers
+        were found which prove, up to rounding, that no point satisfies the constraints, and
+        ``Status.UNBOUNDED`` where a direction was found along which the objective has no minimum.
+        If both are so, either may be answered.
 
     Raises:
         TypeError: If an argument is not a tensor, or dtypes differ.
@@ -87,15 +88,18 @@ def qp(
     Example:
         >>> import torch
         >>> from torchopt_implicit.solvers import qp
-        >>> q = torch.tensor([[-1.0, 2.0], [-3.0, 1.0]], requires_grad=True)
-        >>> nonnegative = -torch.eye(2), torch.zeros(2)
-        >>> solution = qp(torch.eye(2), q, *nonnegative)  # max(-q, 0)
-        >>> print(solution.z.detach().round(decimals=4).abs())
-        tensor([[1., 0.],
-                [3., 0.]])
-        >>> print(torch.autograd.grad(solution.z[:, 0].sum(), q)[0].round(decimals=4))
-        tensor([[-1., 0.],
-                [-1., 0.]])
+        >>> x = torch.tensor([[0.6, 1.0], [0.1, 0.5]], dtype=torch.float64, requires_grad=True)
+        >>> eye, ones = torch.eye(2).double(), torch.ones(1, 2).double()
+        >>> # the point of the simplex nearest to each row of x
+        >>> solution = qp(eye, -x, -eye, eye.new_zeros(2), ones, eye.new_ones(1))
+        >>> solution.z.detach()
+        tensor([[0.3000, 0.7000],
+                [0.3000, 0.7000]], dtype=torch.float64)
+        >>> torch.autograd.grad(solution.z[:, 0].sum(), x)
+        (tensor([[ 0.5000, -0.5000],
+                [ 0.5000, -0.5000]], dtype=torch.float64),)
+        >>> solution.info.status
+        tensor([0, 0])
 
     References:
         B. Amos, J. Z. Kolter: OptNet: Differentiable optimization as a layer in neural networks

@@ -12,7 +12,7 @@ from torchopt_implicit.solvers._loop import iterate, target_of
 
 __all__ = ["descend"]
 
-#: trials without an accepted step before the search is given up
+#: trials in a row without a decrease before the search is given up
 MAX_TRIALS = 60
 #: values that a new one is compared with, and the share of the linear decrease it has to have
 MEMORY, SUFFICIENT_DECREASE = 10, 1e-4
@@ -25,7 +25,7 @@ class _State(NamedTuple):
     gradient: torch.Tensor
     # length of the next step
     length: torch.Tensor
-    # rejected in a row
+    # in a row that did not decrease the objective
     trials: torch.Tensor
     error: torch.Tensor
     failure: torch.Tensor
@@ -67,8 +67,9 @@ def descend(
         slope = gradient @ move
         # differences below the rounding of the values decide nothing
         slack = 8 * eps * value.abs()
-        accept = new_value <= values.amax() + SUFFICIENT_DECREASE * slope + slack
-        accept = accept & torch.isfinite(new_gradient).all()
+        bound = values.amax() + SUFFICIENT_DECREASE * slope
+        finite = torch.isfinite(new_gradient).all()
+        accept = (new_value <= bound + slack) & finite
 
         curvature = move @ (new_gradient - gradient)
         spectral = torch.where(curvature > 0, (move @ move) / curvature, 4 * length)
@@ -77,7 +78,7 @@ def descend(
         parabola = torch.where(torch.isfinite(parabola), parabola, 0.0)
         shorter = parabola.clamp(0.1 * length, 0.5 * length)
 
-        trials = torch.where(accept, 0, state.trials + 1)
+        trials = torch.where((new_value <= bound) & finite, 0, state.trials + 1)
         x = torch.where(accept, trial, x)
         gradient = torch.where(accept, new_gradient, gradient)
         return _State(
