@@ -12,8 +12,8 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from torchopt_implicit import custom_fixed_point, custom_root
-from torchopt_implicit.linear_solve import solve_cg, solve_gmres, solve_lu, solve_normal_cg
+from torchopt_implicit import affine_root, custom_fixed_point, custom_root
+from torchopt_implicit.linear_solve import LU, solve_cg, solve_gmres, solve_lu, solve_normal_cg
 
 pytestmark = [
     pytest.mark.usefixtures("float64"),
@@ -350,3 +350,34 @@ def test_a_residual_unlike_the_solution_names_both_structures(F: Callable[..., A
 
     with pytest.raises(ValueError, match=r"`optimality_fn` returns.*\(\[3\],\), got .*"):
         solver(None, torch.ones(3, requires_grad=True))[0].sum().backward()
+
+
+@pytest.mark.parametrize("transform", ["grad", "jacfwd", "hessian", "third, reverse"])
+@pytest.mark.parametrize("solve", [None, solve_cg(rtol=1e-13)], ids=["LU", "CG"])
+def test_affine_equations_need_no_solver(solve: Any, transform: str) -> None:
+    X, y = torch.randn(6, 3), torch.randn(6)
+    ridge = affine_root(lambda w, p: X.T @ (X @ w - y) + p * w, argnums=1, solve=solve)
+
+    def ours(p: torch.Tensor) -> torch.Tensor:
+        return ridge(torch.ones(3), p).sin().sum()
+
+    def closed_form(p: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.solve(X.T @ X + p * torch.eye(3), X.T @ y).sin().sum()
+
+    p = torch.tensor([0.5, 1.0, 2.0])
+    expected = torch.stack([TRANSFORMS[transform](closed_form)(row) for row in p])
+    torch.testing.assert_close(vmap(TRANSFORMS[transform](ours))(p), expected)
+    torch.testing.assert_close(TRANSFORMS[transform](ours)(p[0]), expected[0])
+
+
+def test_one_factorization_serves_an_affine_equation_and_its_derivatives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+    factorize = LU.factorize
+    monkeypatch.setattr(LU, "factorize", lambda *args: calls.append(1) or factorize(*args))
+    solver = affine_root(lambda x, A, b: A @ x - b, argnums=(1, 2))
+    A, b = (torch.eye(3) * 2).requires_grad_(), torch.ones(3, requires_grad=True)
+    (first,) = torch.autograd.grad(solver(torch.zeros(3), A, b).sum(), A, create_graph=True)
+    torch.autograd.grad(first.sum(), (A, b))
+    assert len(calls) == 1

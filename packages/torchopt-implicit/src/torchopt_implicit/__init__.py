@@ -7,6 +7,7 @@ have their derivatives built in. :mod:`~torchopt_implicit.linear_solve` and
 """
 
 from torchopt_implicit import linalg, linear_solve, solvers
+from torchopt_implicit._affine import affine_root
 from torchopt_implicit._check import (
     HypergradientError,
     Lipschitz,
@@ -25,6 +26,7 @@ __all__ = [
     "Info",
     "Lipschitz",
     "Status",
+    "affine_root",
     "custom_fixed_point",
     "custom_root",
     "hypergradient_error",

@@ -45,15 +45,18 @@ class ImplicitSolver:
         system, A = trace.system, trace.operator
         operator = A.T if transposed else A
         kept: Kept | None = system.factors
-        sources = (trace.point, *trace.tensors)
+        sources = trace.tensors if system.is_affine else (trace.point, *trace.tensors)
         if kept is None or not kept.fits(sources):
-            factors = self.solve.factorize(A, trace.point.shape[:-1])
+            # of the transpose, whose matvecs are the cheaper ones here
+            factors = self.solve.factorize(A.T, trace.point.shape[:-1])
             kept = None if factors is None else Kept(factors, sources)
             system.factors = kept
         if kept is None:
             u, info = self.solve.run(operator, b)
         else:
-            u, info = self.solve.run_factorized(kept.factors, operator, b, transposed=transposed)
+            u, info = self.solve.run_factorized(
+                kept.factors, operator, b, transposed=not transposed
+            )
         self._report(info, b)
         return u
 

@@ -16,7 +16,16 @@ from torchopt_implicit._system import System
 from torchopt_implicit._tree import Layout, describe_path
 from torchopt_implicit.linear_solve import solve_normal_cg
 
-__all__ = ["custom_fixed_point", "custom_root", "implicit_solution"]
+__all__ = [
+    "build_system",
+    "check_argnums",
+    "check_callable",
+    "check_differentiable",
+    "custom_fixed_point",
+    "custom_root",
+    "implicit_solution",
+    "unravel_solution",
+]
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -81,7 +90,7 @@ def custom_root(
     Reference:
         Blondel et al., Efficient and modular implicit differentiation, NeurIPS 2022.
     """
-    _check_callable("optimality_fn", optimality_fn)
+    check_callable("optimality_fn", optimality_fn)
     return _decorator(optimality_fn, argnums, has_aux, solve, namespace, "optimality_fn")
 
 
@@ -121,7 +130,7 @@ def custom_fixed_point(
         >>> torch.allclose(a.grad, -x * x.sin() / (1 + x.sin()))
         True
     """
-    _check_callable("fixed_point_fn", fixed_point_fn)
+    check_callable("fixed_point_fn", fixed_point_fn)
 
     @functools.wraps(fixed_point_fn)
     def residual(x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -142,13 +151,13 @@ def _decorator(
     namespace: str,
     name: str,
 ) -> Decorator:
-    positions = _check_argnums(argnums)
+    positions = check_argnums(argnums)
     solve = solve_normal_cg() if solve is None else solve
-    _check_callable("solve", solve)
+    check_callable("solve", solve)
     accepts = _keyword_filter(residual_fn)
 
     def decorate(solver: Callable[..., Any]) -> Callable[..., Any]:
-        _check_callable("the decorated solver", solver)
+        check_callable("the decorated solver", solver)
         signature = inspect.signature(solver)
         _check_range(positions, signature)
         linear = ImplicitSolver(solve, getattr(solver, "__name__", type(solver).__name__))
@@ -163,7 +172,7 @@ def _decorator(
                     f"`argnums` must be positions of the arguments, of which there are "
                     f"{len(args)}, got {positions[-1]}"
                 )
-            _check_differentiable(args, positions, namespace)
+            check_differentiable(args, positions, namespace)
             with torch.no_grad():
                 result = solver(*args, **kwargs)
             solution, aux = _split_aux(result) if has_aux else (result, None)
@@ -206,6 +215,36 @@ def implicit_solution(
         namespace: In which optree looks for the types of nodes of trees.
     """
     layout = Layout.of(solution, "the solution", namespace=namespace)
+    vector = layout.join(layout.flatten(solution, "the solution")).detach()
+    system, tensors = build_system(
+        residual_fn, layout, args, argnums, linear, name=name, namespace=namespace
+    )
+    if any(system.differentiable):
+        vector = attach(system, vector, tensors)
+    return unravel_solution(layout, vector)
+
+
+def unravel_solution(layout: Layout, vector: torch.Tensor) -> Any:
+    """Return the tree of a solution, in clones, so that a leaf may be written to."""
+    return optree.tree_unflatten(layout.spec, [leaf.clone() for leaf in layout.split(vector)])
+
+
+def build_system(
+    residual_fn: Callable[..., Any],
+    layout: Layout,
+    args: tuple[Any, ...],
+    argnums: Sequence[int],
+    linear: ImplicitSolver,
+    *,
+    name: str,
+    namespace: str,
+    is_affine: bool = False,
+) -> tuple[System, tuple[torch.Tensor, ...]]:
+    """Return the equation between vectors, and all tensors among the arguments.
+
+    These become inputs of autograd functions, differentiated in or not, so that `torch.func`
+    transforms see them.
+    """
     everything: Any = args
     leaves, spec = optree.tree_flatten(everything, namespace=namespace)
     owners = [i for i, arg in enumerate(args) for _ in optree.tree_leaves(arg, namespace=namespace)]
@@ -224,20 +263,15 @@ def implicit_solution(
         value = residual_fn(layout.unravel(vector), *optree.tree_unflatten(spec, whole))
         return layout.ravel(value, f"what `{name}` returns, like the solution,")
 
-    vector = layout.join(layout.flatten(solution, "the solution")).detach()
-    if any(differentiable):
-        system = System(residual, layout, differentiable, linear)
-        vector = attach(system, vector, tensors)
-    # clones, so that a leaf may be written to
-    return optree.tree_unflatten(layout.spec, [leaf.clone() for leaf in layout.split(vector)])
+    return System(residual, layout, differentiable, linear, is_affine=is_affine), tensors
 
 
-def _check_callable(name: str, value: Any) -> None:
+def check_callable(name: str, value: Any) -> None:
     if not callable(value):
         raise TypeError(f"`{name}` must be callable, got {value!r}")
 
 
-def _check_argnums(argnums: int | Sequence[int]) -> tuple[int, ...]:
+def check_argnums(argnums: int | Sequence[int]) -> tuple[int, ...]:
     given = [argnums] if isinstance(argnums, int) else argnums
     if not isinstance(given, (tuple, list)) or not all(
         isinstance(i, int) and not isinstance(i, bool) for i in given
@@ -264,7 +298,7 @@ def _check_range(positions: tuple[int, ...], signature: inspect.Signature) -> No
         )
 
 
-def _check_differentiable(args: tuple[Any, ...], positions: tuple[int, ...], ns: str) -> None:
+def check_differentiable(args: tuple[Any, ...], positions: tuple[int, ...], ns: str) -> None:
     for position in positions:
         leaves, spec = optree.tree_flatten(args[position], namespace=ns)
         for i, leaf in enumerate(leaves):

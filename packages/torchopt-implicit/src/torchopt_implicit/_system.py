@@ -33,6 +33,7 @@ class System:
         solver: What solves linear systems with ``A``, without derivatives.
         parent: The system that this one is a batch of.
         in_dims: Which of the parent's tensors got a batch dimension in front: 0, others ``None``.
+        is_affine: Whether the function is affine in ``x``, its derivative the same everywhere.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class System:
         solver: Solver,
         parent: System | None = None,
         in_dims: tuple[int | None, ...] = (),
+        is_affine: bool = False,
     ) -> None:
         self.function = function
         self.layout = layout
@@ -50,6 +52,7 @@ class System:
         self.solver = solver
         self.parent = parent
         self.in_dims = in_dims
+        self.is_affine = is_affine
         self.batch_ndim: int = 0 if parent is None else parent.batch_ndim + 1
         # for the solver to keep
         self.factors: Any = None
@@ -65,6 +68,7 @@ class System:
                 self.solver,
                 self,
                 in_dims,
+                self.is_affine,
             )
         return self._batched[in_dims]
 
