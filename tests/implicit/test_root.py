@@ -381,3 +381,22 @@ def test_one_factorization_serves_an_affine_equation_and_its_derivatives(
     (first,) = torch.autograd.grad(solver(torch.zeros(3), A, b).sum(), A, create_graph=True)
     torch.autograd.grad(first.sum(), (A, b))
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("returns", ["tuple", "tensor"])
+def test_any_function_solves_for_tuples_of_tensors(returns: str) -> None:
+    def solve(matvec: Any, b: Any) -> Any:
+        (only,) = b
+        (twice,) = matvec((only,))
+        torch.testing.assert_close(twice, 2 * only)
+        return (only / 2,) if returns == "tuple" else only / 2
+
+    @custom_root(lambda x, t: 2 * x - t, argnums=1, solve=solve)
+    def half(init: None, t: torch.Tensor) -> torch.Tensor:
+        return t / 2
+
+    t = torch.ones(2, 3, requires_grad=True)
+    half(None, t).sum().backward()
+    torch.testing.assert_close(t.grad, torch.full((2, 3), 0.5))
+    slopes = vmap(grad(lambda t: half(None, t).sum()))(torch.ones(4, 3))
+    torch.testing.assert_close(slopes, torch.full((4, 3), 0.5))

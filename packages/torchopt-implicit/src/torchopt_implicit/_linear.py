@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import optree
 import torch
 
+from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._status import Info, Status, report
 from torchopt_implicit._system import Trace
 from torchopt_implicit.linear_solve import LinearSolver
@@ -28,7 +30,7 @@ class ImplicitSolver:
 
     Args:
         solve: A :class:`~torchopt_implicit.linear_solve.LinearSolver`, or any function
-            ``(matvec, b) -> x`` of trees.
+            ``(matvec, b) -> x`` of trees like the solution; a single tensor is a tuple of one.
         name: What is differentiated, for messages.
     """
 
@@ -76,10 +78,16 @@ class ImplicitSolver:
             return torch.stack(rows, axis) if rows else torch.zeros_like(b)
         A = trace.operator.T if transposed else trace.operator
         layout = system.layout
-        solutions = [
-            layout.ravel(self.solve(A, layout.unravel(row)), "the result of `solve`")
-            for row in (b.flatten(0, -2) if b.ndim > 1 else b.unsqueeze(0))
-        ]
+        if layout.spec.is_leaf():  # as these functions have always been called
+            single: Any = (0,)
+            layout = layout._replace(spec=optree.tree_structure(single))
+            A = LinearOperator(A.matvec, A.rmatvec, layout, layout)
+        solutions = []
+        for row in b.flatten(0, -2) if b.ndim > 1 else b.unsqueeze(0):
+            solution = self.solve(A, layout.unravel(row))
+            if isinstance(solution, torch.Tensor) and system.layout.spec.is_leaf():
+                solution = (solution,)
+            solutions.append(layout.ravel(solution, "the result of `solve`"))
         u = torch.stack(solutions).reshape(b.shape) if solutions else torch.zeros_like(b)
         if not bool(torch.isfinite(u).all()):
             self._report(Info(0, float("nan"), Status.NOT_FINITE), b)

@@ -58,9 +58,10 @@ def custom_root(
             the initial guess, on which the solution does not depend. Each may be any tree of
             tensors; integer tensors in it are constants. All other arguments may be anything.
         has_aux: Whether the solver returns ``(x, aux)``; ``aux`` is passed on untouched.
-        solve: Solves linear systems: ``solve(matvec, b)``, or a solver of
-            :mod:`torchopt.linear_solve`. By default :func:`~torchopt.linear_solve.solve_normal_cg`;
-            where ``F`` is the gradient of a convex function, ``solve_cg()`` takes half the time.
+        solve: Solves linear systems: a solver of :mod:`torchopt.linear_solve`, by default
+            :func:`~torchopt.linear_solve.solve_normal_cg`; where ``F`` is the gradient of a convex
+            function, ``solve_cg()`` takes half the time. Or any function ``(matvec, b) -> x``, of
+            trees like the solution, but with tuples of one in the place of a single tensor.
         namespace: In which optree looks for the types of nodes of trees.
 
     Returns:
