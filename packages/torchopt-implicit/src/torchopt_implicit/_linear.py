@@ -79,8 +79,8 @@ class ImplicitSolver:
         A = trace.operator.T if transposed else trace.operator
         layout = system.layout
         if layout.spec.is_leaf():  # as these functions have always been called
-            single: Any = (0,)
-            layout = layout._replace(spec=optree.tree_structure(single))
+            one: Any = (0,)
+            layout = layout._replace(spec=optree.tree_structure(one))
             A = LinearOperator(A.matvec, A.rmatvec, layout, layout)
         solutions = []
         for row in b.flatten(0, -2) if b.ndim > 1 else b.unsqueeze(0):
