@@ -14,6 +14,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, vmap
 from torchopt_implicit import FailedSolveError, FailedSolveWarning, Status
 from torchopt_implicit.solvers import (
     Solver,
+    _loop,
     anderson,
     bisection,
     broyden,
@@ -211,6 +212,28 @@ def test_no_unknowns_and_one_unknown(name: str) -> None:
         assert info.status is Status.CONVERGED
         (gradient,) = torch.autograd.grad(x.sum(), a)
         assert torch.isfinite(gradient).all()
+
+
+@each_case
+def test_flags_looked_at_every_few_iterations_change_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solver, start, a = build(name, torch.float64)
+    batch = a * torch.tensor([1.0, 0.1, -0.5, 0.9], dtype=a.dtype).unsqueeze(-1)
+    expected, info = vmap(solver.run, in_dims=(None, 0))(start, batch)
+    looks: list[int] = []
+
+    def unwrap(x: torch.Tensor) -> torch.Tensor:
+        looks.append(1)
+        return original(x)
+
+    original = _loop.unwrap
+    monkeypatch.setattr(_loop, "unwrap", unwrap)
+    monkeypatch.setattr(_loop, "check_every", lambda device: 4)  # as on a device
+    x, sparse = vmap(solver.run, in_dims=(None, 0))(start, batch)
+    assert torch.equal(x, expected)
+    assert torch.equal(sparse.iterations, info.iterations)
+    assert len(looks) <= info.iterations.max() // 4 + 2
 
 
 def test_trees_modules_and_other_arguments_pass_through() -> None:

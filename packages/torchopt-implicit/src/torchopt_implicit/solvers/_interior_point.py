@@ -126,7 +126,7 @@ def _start(data: Data) -> State:
     whole = _broadcast(data)
     factors = factorize(data, torch.ones_like(whole))
     q, b = (x.expand(*whole.shape[:-1], -1) for x in (data.q, data.b))
-    z, lam, nu = factors.solve(-q, whole, b, refinements=1)
+    z, lam, nu = factors.solve(-q, whole, b, refinements=0)
     return _measure(data, z, _positive(lam), nu, _positive(-lam))
 
 

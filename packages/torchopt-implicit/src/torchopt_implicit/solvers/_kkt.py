@@ -16,7 +16,7 @@ from torchopt_implicit.solvers._loop import unwrap
 
 __all__ = ["Data", "Factors", "KKTSolver", "Solved", "factorize", "times"]
 
-REFINEMENTS = 2
+REFINEMENTS = 1
 
 
 def times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
@@ -71,7 +71,7 @@ class Factors(NamedTuple):
     weights: torch.Tensor
     # which inequalities are equalities
     exact: torch.Tensor
-    # of H = Q + G^T W G + penalty A^T A, and of A H^-1 A^T
+    # upper ones of H = Q + G^T W G + penalty A^T A, and of A H^-1 A^T
     hessian: torch.Tensor
     schur: torch.Tensor
     # H^-1 A^T
@@ -109,8 +109,8 @@ class Factors(NamedTuple):
 
 def _cholesky_solve(right: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     # in half the time of `torch.cholesky_solve`, which copies the factors
-    half = torch.linalg.solve_triangular(factor, right.unsqueeze(-1), upper=False)
-    whole: torch.Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    half = torch.linalg.solve_triangular(factor.mT, right.unsqueeze(-1), upper=False)
+    whole: torch.Tensor = torch.linalg.solve_triangular(factor, half, upper=True)
     return whole.squeeze(-1)
 
 
@@ -131,17 +131,18 @@ def factorize(data: Data, weights: torch.Tensor, exact: torch.Tensor | None = No
     if exact is None:
         exact = torch.zeros_like(weights, dtype=torch.bool)
     hessian = _add(data.G.mT @ (weights.unsqueeze(-1) * data.G), data.base)
-    lower, _ = torch.linalg.cholesky_ex(_damp(hessian))
+    # the upper factor comes faster
+    upper, _ = torch.linalg.cholesky_ex(_damp(hessian), upper=True)
     if data.A.shape[-2] == 0:
-        empty = lower[..., :0]
-        return Factors(data, weights, exact, lower, empty[..., :0, :], empty)
-    columns = torch.cholesky_solve(data.A.mT.expand(*lower.shape[:-1], -1), lower)
+        empty = upper[..., :0]
+        return Factors(data, weights, exact, upper, empty[..., :0, :], empty)
+    columns = torch.cholesky_solve(data.A.mT.expand(*upper.shape[:-1], -1), upper, upper=True)
     schur = data.A @ columns
     diagonal = schur.diagonal(dim1=-2, dim2=-1)
     # equalities that depend on each other make this one singular
     schur = schur + torch.diag_embed(torch.finfo(schur.dtype).eps ** 0.75 * diagonal)
-    factor, _ = torch.linalg.cholesky_ex(_damp(schur))
-    return Factors(data, weights, exact, lower, factor, columns)
+    factor, _ = torch.linalg.cholesky_ex(_damp(schur), upper=True)
+    return Factors(data, weights, exact, upper, factor, columns)
 
 
 class Solved(NamedTuple):

@@ -11,9 +11,6 @@ from torchopt_implicit._status import Info, Status
 
 __all__ = ["State", "freeze", "iterate", "precise", "target_of", "unwrap"]
 
-#: iterations between two looks at the flags of a device, each of which waits for the device
-DEVICE_CHECK_EVERY = 4
-
 
 class State(Protocol):
     """What a method knows after a step: a NamedTuple of tensors that has these fields."""
@@ -78,6 +75,11 @@ def _status_of(
     return torch.where(error <= target, int(Status.CONVERGED), status)
 
 
+def check_every(device: torch.device) -> int:
+    """Return after how many iterations to look at flags, for which a device would have to wait."""
+    return 1 if device.type == "cpu" else 4
+
+
 def iterate(
     step: Callable[[_State], _State],
     state: _State,
@@ -99,7 +101,7 @@ def iterate(
     Returns:
         The last state, and an :class:`Info` of tensors.
     """
-    every = 1 if state.x.device.type == "cpu" else DEVICE_CHECK_EVERY
+    every = check_every(state.x.device)
 
     def is_running(state: _State) -> torch.Tensor:
         unfinished = (state.error > target) & (state.error < torch.inf)

@@ -173,7 +173,7 @@ def _program(
         return x.reshape((1,) * (count + own - x.ndim) + x.shape)
 
     return Data.of(
-        lifted(0.5 * (Q + Q.mT), 2),
+        lifted((Q + Q.mT).mul_(0.5), 2),
         lifted(q, 1),
         lifted(G, 2),
         lifted(h, 1),
