@@ -23,6 +23,7 @@ from torchopt_implicit.linear_solve import (
     solve_lu,
     solve_normal_cg,
 )
+from torchopt_implicit.linear_solve._iterate import Stop
 
 N = 5
 ITERATIVE = {"maxiter": 500}
@@ -180,6 +181,10 @@ def test_direct_calls_run_under_vmap(name: str) -> None:
     A = torch.stack([matrix(DEFINITE, torch.float64) for _ in range(3)])
     b = torch.randn(3, N, dtype=torch.float64)
     torch.testing.assert_close(vmap(solver)(A, b), torch.linalg.solve(A, b))
+    x = vmap(solver, in_dims=(0, None))(A, b[0])
+    torch.testing.assert_close(x, torch.linalg.solve(A, b[0].expand(3, N)))
+    x = vmap(solver, in_dims=(None, 0))(A[0], b)
+    torch.testing.assert_close(x, torch.linalg.solve(A[0], b.T).T)
 
 
 def test_direct_calls_are_differentiable() -> None:
@@ -209,6 +214,35 @@ def test_the_transposed_solve_reuses_the_factorization(
     (first,) = torch.autograd.grad(solve(None, A, b).sin().sum(), A, create_graph=True)
     torch.autograd.grad(first.pow(2).sum(), (A, b))
     assert len(calls) == 1
+
+
+def test_accelerators_are_waited_for_in_every_tenth_iteration_only() -> None:
+    unreadable = torch.ones(3, dtype=torch.bool, device="meta")
+    stop = Stop(tolerance=torch.zeros(()), limit=100)
+    assert not any(stop.is_due(i, unreadable) for i in range(1, 10))
+    with pytest.raises(RuntimeError, match="meta"):
+        stop.is_due(10, unreadable)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_accelerators_give_what_the_cpu_gives(name: str, dtype: torch.dtype) -> None:
+    @custom_root(lambda x, A, b: A @ x + x**3 - b, argnums=(1, 2), solve=build(name, dtype))
+    def solve(init: None, A: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        x = torch.zeros_like(b)
+        for _ in range(30):
+            J = A + torch.diag(3 * x**2)
+            x = x - torch.linalg.solve(J, A @ x + x**3 - b)
+        return x
+
+    A = torch.stack([matrix(DEFINITE, dtype) for _ in range(3)])
+    b = torch.randn(3, N, dtype=dtype) / 10
+    gradient = vmap(grad(lambda A, b: solve(None, A, b).sum(), argnums=(0, 1)))
+    computed = [g.cpu() for g in gradient(A.cuda(), b.cuda())]
+    tolerance = 1e3 * TOLERANCE[dtype]
+    for x, y in zip(computed, gradient(A, b), strict=True):
+        torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)
 
 
 def test_functions_of_linalg_solve_and_sum() -> None:

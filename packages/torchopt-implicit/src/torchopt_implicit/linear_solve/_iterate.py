@@ -19,14 +19,16 @@ CHECK_EVERY = 10
 class Stop(NamedTuple):
     """When to look whether a batch of problems is done."""
 
-    tolerance: torch.Tensor  # on residual norms, (*batch, 1)
+    tolerance: torch.Tensor  # on residual norms, as `dot` shapes them
     limit: int  # on iterations
 
     def is_due(self, iteration: int, active: torch.Tensor) -> bool:
         """Return whether no problem is active any more, as far as it is time to look."""
         if active.device.type != "cpu" and iteration % CHECK_EVERY:
             return False
-        return is_readable(active) and not bool(active.any())
+        if not is_readable(active):
+            return False
+        return not bool(active.any() if active.ndim else active)
 
 
 class Outcome(NamedTuple):
