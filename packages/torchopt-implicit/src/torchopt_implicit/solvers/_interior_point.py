@@ -79,7 +79,10 @@ def solve(data: Data, *, tol: float, maxiter: int) -> tuple[State, Solved, Info]
         weights = torch.where(exact.unsqueeze(-1), factors.weights, state.lam / state.s)
         factors = factorize(data, weights, factors.exact & exact.unsqueeze(-1))
     solved = Solved(state.lam, state.s, factors)
-    status = torch.where(state.error <= tol, int(Status.CONVERGED), torch.as_tensor(info.status))
+    # the early target may have been met by a program whose iterations ended before `tol` was
+    status = torch.as_tensor(info.status)
+    status = torch.where(status == Status.CONVERGED, state.failure, status)
+    status = torch.where(state.error <= tol, int(Status.CONVERGED), status)
     return state, solved, Info(state.steps, state.error, status)
 
 
@@ -123,19 +126,13 @@ def _polish(
 
 
 def _start(data: Data) -> State:
-    whole = _broadcast(data)
-    factors = factorize(data, torch.ones_like(whole))
-    q, b = (x.expand(*whole.shape[:-1], -1) for x in (data.q, data.b))
-    z, lam, nu = factors.solve(-q, whole, b, refinements=0)
-    return _measure(data, z, _positive(lam), nu, _positive(-lam))
-
-
-def _broadcast(data: Data) -> torch.Tensor:
-    """Return something of the shape of the slacks that depends on all data."""
+    """Return the minimizer without inequalities of the objective plus half their squares."""
     shapes = [x.shape[:-2] for x in (data.Q, data.G, data.A)]
     shapes += [x.shape[:-1] for x in (data.q, data.h, data.b)]
     batch = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
-    return data.h.expand(*batch, data.h.shape[-1])
+    q, h, b = (x.expand(*batch, x.shape[-1]) for x in (data.q, data.h, data.b))
+    z, lam, nu = factorize(data, torch.ones_like(h)).solve(-q, h, b, refinements=0)
+    return _measure(data, z, _positive(lam), nu, _positive(-lam))
 
 
 def _positive(x: torch.Tensor) -> torch.Tensor:
