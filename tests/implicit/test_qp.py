@@ -138,6 +138,22 @@ def test_transforms_compose_and_vmap_equals_a_loop() -> None:
             torch.testing.assert_close(nested[i, j], grad(loss, argnums=1)(q_, h_))
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_accelerators_give_what_the_cpu_gives(dtype: torch.dtype) -> None:
+    data = problem(16, n=6, m=8, p=2, dtype=dtype)
+
+    def gradients(data: Problem) -> Problem:
+        leaves = tuple(x.clone().requires_grad_() for x in data)
+        return torch.autograd.grad((qp(*leaves).z ** 2).sum(), leaves)
+
+    computed = gradients(tuple(x.cuda() for x in data))
+    tol = 1e-7 if dtype == torch.float64 else 1e-2
+    for ours, expected in zip(computed, gradients(data), strict=True):
+        assert ours.is_cuda
+        torch.testing.assert_close(ours.cpu(), expected, atol=tol, rtol=tol)
+
+
 def test_leading_dimensions_broadcast() -> None:
     Q, q, G, h, A, _ = problem(2, 3, n=4, m=5, p=1)
     h, b = h[1].abs(), torch.zeros(3, 1, dtype=torch.float64)

@@ -236,6 +236,20 @@ def test_flags_looked_at_every_few_iterations_change_nothing(
     assert len(looks) <= info.iterations.max() // 4 + 2
 
 
+@pytest.mark.cuda
+@each_dtype
+@each_case
+def test_accelerators_give_what_the_cpu_gives(name: str, dtype: torch.dtype) -> None:
+    solver, start, a = build(name, dtype)
+    moved = tuple(x.cuda() for x in start) if isinstance(start, tuple) else start.cuda()
+    tol = 1e-8 if dtype == torch.float64 else 2e-3
+    computed = jacrev(lambda a: solver(moved, a))(a.cuda())
+    assert computed.is_cuda
+    torch.testing.assert_close(
+        computed.cpu(), jacrev(lambda a: solver(start, a))(a), atol=tol, rtol=tol
+    )
+
+
 def test_trees_modules_and_other_arguments_pass_through() -> None:
     def objective(x: Any, target: Any, model: torch.nn.Module, power: str) -> torch.Tensor:
         difference = model(x["w"]) - target["y"]
