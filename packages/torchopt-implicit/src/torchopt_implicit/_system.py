@@ -1,0 +1,183 @@
+"""An equation between vectors, and the graph of its residual."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from torchopt_implicit._operator import LinearOperator
+from torchopt_implicit._tree import Layout, leading_vmap
+
+__all__ = ["Solver", "System", "Tensors", "Trace"]
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+class Solver(Protocol):
+    """Solves linear systems for plain tensors, below all transforms."""
+
+    def run(self, trace: Trace, transposed: bool, b: torch.Tensor) -> torch.Tensor:
+        """Return the solution for vectors ``b`` with ``A``, or its transpose."""
+        ...
+
+
+class System:
+    """An equation ``function(x, *tensors) = 0``, between vectors ``(*batch, n)``.
+
+    Args:
+        function: Maps a vector ``x`` and the tensors to the residual vector, both of one layout.
+        layout: That of ``x``.
+        differentiable: Which of the tensors the solution is differentiated in.
+        solver: What solves linear systems with ``A``, without derivatives.
+        parent: The system that this one is a batch of.
+        in_dims: Which of the parent's tensors got a batch dimension in front: 0, others ``None``.
+        is_affine: Whether the function is affine in ``x``, its derivative the same everywhere.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., torch.Tensor],
+        layout: Layout,
+        differentiable: Sequence[bool],
+        solver: Solver,
+        parent: System | None = None,
+        in_dims: tuple[int | None, ...] = (),
+        is_affine: bool = False,
+    ) -> None:
+        self.function = function
+        self.layout = layout
+        self.differentiable = tuple(differentiable)
+        self.solver = solver
+        self.parent = parent
+        self.in_dims = in_dims
+        self.is_affine = is_affine
+        self.batch_ndim: int = 0 if parent is None else parent.batch_ndim + 1
+        # for the solver to keep
+        self.factors: Any = None
+        self._batched: dict[tuple[int | None, ...], System] = {}
+
+    def batched(self, in_dims: tuple[int | None, ...]) -> System:
+        """Return the system with one more batch dimension in front; dimensions are of tensors."""
+        if in_dims not in self._batched:
+            self._batched[in_dims] = System(
+                torch.func.vmap(self.function, in_dims=(0, *in_dims)),
+                self.layout,
+                self.differentiable,
+                self.solver,
+                self,
+                in_dims,
+                self.is_affine,
+            )
+        return self._batched[in_dims]
+
+    def varying(self, tensors: Tensors) -> Tensors:
+        """Return the tensors that are differentiated in."""
+        return tuple(t for t, d in zip(tensors, self.differentiable, strict=True) if d)
+
+    def replace(self, tensors: Tensors, varying: Tensors) -> Tensors:
+        """Return the tensors with others in the place of the varying ones."""
+        new = iter(varying)
+        return tuple(
+            next(new) if d else t for t, d in zip(tensors, self.differentiable, strict=True)
+        )
+
+    def spread(self, gradients: Tensors) -> list[torch.Tensor | None]:
+        """Return gradients for all tensors, ``None`` for those not differentiated in."""
+        new = iter(gradients)
+        return [next(new) if d else None for d in self.differentiable]
+
+    def pullback(self, x: torch.Tensor, tensors: Tensors, u: torch.Tensor) -> Tensors:
+        r"""Return :math:`\partial_t F(x, t)^\top u`, for the varying tensors."""
+
+        # in x, too, so that the function may use torch.autograd.grad
+        def residual(x: torch.Tensor, *varying: torch.Tensor) -> torch.Tensor:
+            return self.function(x, *self.replace(tensors, varying))
+
+        pulled: Tensors = torch.func.vjp(residual, x, *self.varying(tensors))[1](u)
+        return pulled[1:]
+
+    def bilinear_gradient(
+        self, left: torch.Tensor, right: torch.Tensor, x: torch.Tensor, tensors: Tensors
+    ) -> Tensors:
+        r"""Return the gradient of :math:`\ell^\top A(x, t)\, r` in ``x`` and the varying."""
+
+        def left_times_A(x: torch.Tensor, *varying: torch.Tensor) -> torch.Tensor:
+            whole = self.replace(tensors, varying)
+            transposed = torch.func.vjp(lambda x: self.function(x, *whole), x)[1]
+            extra = left.ndim - x.ndim
+            result: torch.Tensor = leading_vmap(lambda v: transposed(v)[0], extra)(left)
+            return result
+
+        pulled: Tensors = torch.func.vjp(left_times_A, x, *self.varying(tensors))[1](right)
+        return pulled
+
+    def trace(self, x: torch.Tensor, tensors: Tensors) -> Trace:
+        """Return the graph of the residual at ``(x, tensors)``.
+
+        Below all transforms, tensors are plain and the graph is autograd's own.
+        """
+        with torch.enable_grad():
+            point = x.detach().requires_grad_()
+            leaves = tuple(
+                t.detach().requires_grad_(d)
+                for t, d in zip(tensors, self.differentiable, strict=True)
+            )
+            return Trace(self, point, leaves, self.function(point, *leaves))
+
+
+class Trace:
+    """The residual of a system at a point, as a graph for many matvecs with its derivative."""
+
+    def __init__(
+        self, system: System, point: torch.Tensor, tensors: Tensors, residual: torch.Tensor
+    ) -> None:
+        self.system = system
+        self.point = point
+        self.tensors = tensors
+        self.residual = residual
+        self._pulled: torch.Tensor | None = None
+        self._probe = torch.empty(0)
+
+    def rmatvec(self, v: torch.Tensor) -> torch.Tensor:
+        r"""Return :math:`A^\top v`, for vectors ``(*extra, *batch, n)``."""
+        return _apply_graph(self.residual, self.point, v)
+
+    def matvec(self, v: torch.Tensor) -> torch.Tensor:
+        r"""Return :math:`A v`: the derivative of :math:`u \mapsto A^\top u`, pulled back."""
+        if self._pulled is None:
+            with torch.enable_grad():
+                self._probe = torch.zeros_like(self.residual, requires_grad=True)
+                self._pulled = _apply_graph(self.residual, self.point, self._probe, twice=True)
+        return _apply_graph(self._pulled, self._probe, v)
+
+    @property
+    def operator(self) -> LinearOperator:
+        """The derivative ``A`` in ``x``, on vectors."""
+        layout = self.system.layout
+        return LinearOperator(self.matvec, self.rmatvec, layout, layout)
+
+    def pullback(self, u: torch.Tensor) -> Tensors:
+        r"""Return :math:`\partial_t F(x, t)^\top u`, for the varying tensors."""
+        varying = self.system.varying(self.tensors)
+        if not self.residual.requires_grad:
+            return tuple(torch.zeros_like(t) for t in varying)
+        return torch.autograd.grad(self.residual, varying, u, materialize_grads=True)
+
+
+def _apply_graph(
+    output: torch.Tensor, source: torch.Tensor, v: torch.Tensor, *, twice: bool = False
+) -> torch.Tensor:
+    """Pull vectors ``(*extra, *batch, n)`` back through a graph ``(*batch, n)``, which is kept."""
+    if not output.requires_grad:
+        return torch.zeros_like(v)
+
+    def pull(v: torch.Tensor) -> torch.Tensor:
+        (pulled,) = torch.autograd.grad(
+            output, source, v, retain_graph=True, create_graph=twice, materialize_grads=True
+        )
+        return pulled
+
+    result: torch.Tensor = leading_vmap(pull, v.ndim - output.ndim)(v)
+    return result

@@ -1,0 +1,31 @@
+"""Solvers of linear systems on trees: each takes options and returns ``(A, b) -> x``."""
+
+from torchopt_implicit.linear_solve._base import LinearSolver
+from torchopt_implicit.linear_solve.bicgstab import BiCGSTAB, solve_bicgstab
+from torchopt_implicit.linear_solve.cg import CG, solve_cg
+from torchopt_implicit.linear_solve.cholesky import Cholesky, solve_cholesky
+from torchopt_implicit.linear_solve.gmres import GMRES, solve_gmres
+from torchopt_implicit.linear_solve.inv import Neumann, solve_inv
+from torchopt_implicit.linear_solve.lstsq import LeastSquares, solve_lstsq
+from torchopt_implicit.linear_solve.lu import LU, solve_lu
+from torchopt_implicit.linear_solve.normal_cg import NormalCG, solve_normal_cg
+
+__all__ = [
+    "CG",
+    "GMRES",
+    "LU",
+    "BiCGSTAB",
+    "Cholesky",
+    "LeastSquares",
+    "LinearSolver",
+    "Neumann",
+    "NormalCG",
+    "solve_bicgstab",
+    "solve_cg",
+    "solve_cholesky",
+    "solve_gmres",
+    "solve_inv",
+    "solve_lstsq",
+    "solve_lu",
+    "solve_normal_cg",
+]

@@ -1,0 +1,128 @@
+"""Conjugate gradients, for symmetric positive definite operators."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from torchopt_implicit._operator import FlatMap, LinearOperator, as_operator
+from torchopt_implicit._status import Info
+from torchopt_implicit.linear_solve._base import (
+    LinearSolver,
+    check_options,
+    default_maxiter,
+    dot,
+    with_ridge,
+)
+from torchopt_implicit.linear_solve._iterate import (
+    Outcome,
+    Stop,
+    add_scaled,
+    iterate,
+    ratio,
+)
+
+__all__ = ["CG", "solve_cg"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CG(LinearSolver):
+    """The solver that :func:`solve_cg` returns, which documents its options."""
+
+    ridge: float | torch.Tensor | None = None
+    init: Any = None
+    maxiter: int | None = None
+    rtol: float = 1e-5
+    atol: float = 0.0
+    M: Any = None
+
+    def __post_init__(self) -> None:
+        check_options(ridge=self.ridge, maxiter=self.maxiter, rtol=self.rtol, atol=self.atol)
+
+    def run(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:
+        matvec = with_ridge(A.matvec, self.ridge)
+        M = None if self.M is None else as_operator(self.M, A.domain).matvec
+        x = None if self.init is None else A.domain.ravel(self.init, "init").expand_as(b)
+
+        def cycle(x: torch.Tensor, residual: torch.Tensor, stop: Stop) -> Outcome:
+            return _cycle(matvec, M, x, residual, stop)
+
+        return iterate(
+            cycle,
+            lambda x: b - matvec(x),
+            x,
+            b,
+            rtol=self.rtol,
+            atol=self.atol,
+            maxiter=default_maxiter(self.maxiter, A.domain.size),
+        )
+
+
+def _cycle(
+    matvec: FlatMap, M: FlatMap | None, x: torch.Tensor, residual: torch.Tensor, stop: Stop
+) -> Outcome:
+    r = residual
+    z = r if M is None else M(r)
+    p = z.clone()
+    rz = dot(r, z)
+    count = torch.zeros_like(rz, dtype=torch.int64)
+    broke = torch.zeros_like(rz, dtype=torch.bool)
+    gain = torch.zeros_like(rz.detach())  # a lower bound of the norm of A
+    rounding = torch.finfo(r.dtype).eps
+    target = stop.tolerance**2
+    steps = 0
+    for steps in range(stop.limit + 1):
+        squared = rz if M is None else dot(r, r)
+        active = (squared.detach() > target) & ~broke
+        if steps == stop.limit or stop.is_due(steps, active):
+            break
+        Ap = matvec(p)
+        curvature = dot(p, Ap)
+        steepness = (curvature / dot(p, p)).abs().detach()
+        gain = torch.fmax(gain, steepness)
+        moves = active & (steepness > rounding * gain)
+        broke = broke | (active ^ moves)
+        alpha = ratio(rz, curvature, moves)
+        x = add_scaled(x, alpha, p, out=x)
+        r = add_scaled(r, alpha, Ap, -1, out=r)
+        z = r if M is None else M(r)
+        old, rz = rz, dot(r, z)
+        p = add_scaled(z, ratio(rz, old, moves), p, out=p)
+        count = count + moves
+    return Outcome(x, r, count, broke, steps)
+
+
+def solve_cg(**kwargs: Any) -> Callable[[Any, Any], Any]:
+    r"""Return a solver of :math:`(A + \rho I) x = b` by conjugate gradients.
+
+    For symmetric operators that are positive definite. An iteration costs one matvec.
+
+    Args:
+        ridge: :math:`\rho`, 0 by default.
+        init: The tree to start from, 0 by default.
+        maxiter: Limit on iterations; ten for each unknown by default.
+        rtol: The residual norm to reach, relative to that of ``b``, 1e-5 by default.
+        atol: Or absolutely, 0 by default; the larger of both counts.
+        M: A preconditioner, an approximate inverse: like ``A`` a callable, matrix or operator.
+        throw: Whether a failure raises, rather than warns.
+
+    Returns:
+        A :class:`CG`, called as ``solver(A, b)``; ``solver.solve(A, b)`` returns the info, too.
+
+    Raises:
+        TypeError: If an option is unknown.
+        ValueError: If an option is out of its range.
+
+    Example:
+        >>> import torch, torchopt
+        >>> solver = torchopt.linear_solve.solve_cg(rtol=1e-6)
+        >>> solver(lambda x: {"w": 2 * x["w"]}, {"w": torch.tensor([2.0, 4.0])})
+        {'w': tensor([1., 2.])}
+
+    Reference:
+        Hestenes and Stiefel, Methods of conjugate gradients for solving linear systems, 1952.
+    """
+    return CG(**kwargs)

@@ -1,0 +1,174 @@
+"""Linear operators: transposes, structure, composition and sums are those of their matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torchopt_implicit.linalg import LinearOperator
+
+pytestmark = pytest.mark.usefixtures("float64")
+LIKE = {"a": torch.zeros(2, 2), "b": torch.zeros(())}
+SIZE = 5
+
+
+def tree(vector: torch.Tensor) -> Any:
+    return {"a": vector[:4].reshape(2, 2), "b": vector[4]}
+
+
+def flat(tree: Any) -> torch.Tensor:
+    return torch.cat([tree["a"].reshape(4), tree["b"].reshape(1)])
+
+
+def symmetric(seed: int) -> torch.Tensor:
+    S = torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+    return S @ S.T + torch.eye(SIZE)
+
+
+M = torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+S = symmetric(2)
+D = torch.arange(1.0, SIZE + 1)
+
+KINDS: dict[str, tuple[Callable[[], LinearOperator], torch.Tensor, bool, bool]] = {
+    "function": (
+        lambda: LinearOperator.from_function(lambda x: tree(M.double() @ flat(x)), like()),
+        M,
+        False,
+        False,
+    ),
+    "function with transpose": (
+        lambda: LinearOperator.from_function(
+            lambda x: tree(M.double() @ flat(x)),
+            like(),
+            transpose=lambda y: tree(M.double().T @ flat(y)),
+        ),
+        M,
+        False,
+        False,
+    ),
+    "definite function": (
+        lambda: LinearOperator.from_function(
+            lambda x: tree(S.double() @ flat(x)), like(), positive_definite=True
+        ),
+        S,
+        True,
+        True,
+    ),
+    "matrix": (lambda: LinearOperator.from_matrix(M.double()), M, False, False),
+    "tall matrix": (lambda: LinearOperator.from_matrix(M.double()[:, :3]), M[:, :3], False, False),
+    "jacobian": (
+        lambda: LinearOperator.jacobian(
+            lambda x: tree(M.double() @ flat(x).sin()), tree(torch.zeros(SIZE))
+        ),
+        M,
+        False,
+        False,
+    ),
+    "hessian": (
+        lambda: LinearOperator.jacobian(
+            torch.func.grad(lambda x: 0.5 * flat(x) @ S.double() @ flat(x)),
+            like(),
+            symmetric=True,
+        ),
+        S,
+        True,
+        False,
+    ),
+    "identity": (lambda: LinearOperator.identity(like()), torch.eye(SIZE), True, True),
+    "diagonal": (
+        lambda: LinearOperator.diagonal(tree(D.double()), positive_definite=True),
+        torch.diag(D),
+        True,
+        True,
+    ),
+}
+
+
+def like() -> Any:
+    return {key: value.double() for key, value in LIKE.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_operators_are_their_matrices(kind: str) -> None:
+    build, matrix, is_symmetric, is_definite = KINDS[kind]
+    A, matrix = build(), matrix.double()
+    assert A.shape == tuple(matrix.shape)
+    torch.testing.assert_close(A.as_matrix(), matrix)
+    torch.testing.assert_close(A.T.as_matrix(), matrix.T)
+    torch.testing.assert_close(A.T.T.as_matrix(), matrix)
+    assert (A.symmetric, A.positive_definite) == (is_symmetric, is_definite)
+    v = torch.randn(matrix.shape[1])
+    torch.testing.assert_close(A.matvec(v), matrix @ v)
+    batch = torch.randn(2, 3, matrix.shape[1])
+    torch.testing.assert_close(A.matvec(batch), batch @ matrix.T)
+
+
+@pytest.mark.parametrize("kind", ["function", "jacobian", "hessian", "identity", "diagonal"])
+def test_operators_apply_to_trees(kind: str) -> None:
+    build, matrix, _, _ = KINDS[kind]
+    x = tree(torch.randn(SIZE))
+    for applied in (build() @ x, build()(x)):
+        assert applied["a"].shape == (2, 2)
+        torch.testing.assert_close(flat(applied), matrix.double() @ flat(x))
+
+
+def test_composition_sums_and_multiples() -> None:
+    A = KINDS["function"][0]()
+    B = KINDS["definite function"][0]()
+    I = LinearOperator.identity(like())  # noqa: E741
+    m, s, eye = M.double(), S.double(), torch.eye(SIZE)
+    rows = [
+        (A @ B, m @ s, False, False),
+        ((A @ B).T, s @ m.T, False, False),
+        (A + B, m + s, False, False),
+        (B + 0.5 * I, s + 0.5 * eye, True, True),
+        (B - I, s - eye, True, False),
+        (-B, -s, True, False),
+        (A.T @ A, m.T @ m, False, False),
+        (2.0 * A, 2.0 * m, False, False),
+        (B * torch.tensor(2.0), 2.0 * s, True, False),
+    ]
+    for operator, matrix, is_symmetric, is_definite in rows:
+        torch.testing.assert_close(operator.as_matrix(), matrix)
+        torch.testing.assert_close(operator.T.as_matrix(), matrix.T)
+        assert (operator.symmetric, operator.positive_definite) == (is_symmetric, is_definite)
+
+
+def test_complex_operators_have_the_conjugate_transpose() -> None:
+    matrix = torch.randn(3, 3, dtype=torch.complex128)
+    A = LinearOperator.from_matrix(matrix)
+    v = torch.randn(3, dtype=torch.complex128)
+    torch.testing.assert_close(A @ v, matrix @ v)
+    torch.testing.assert_close(A.T @ v, matrix.mH @ v)
+
+
+@given(st.integers(0, 10**6), st.floats(-3, 3), st.sampled_from(sorted(KINDS)))
+def test_matvecs_are_linear_and_transposes_adjoint(seed: int, scale: float, kind: str) -> None:
+    A = KINDS[kind][0]()
+    g = torch.Generator().manual_seed(seed)
+    rows, columns = A.shape
+    x, y = torch.randn(2, columns, generator=g, dtype=torch.float64)
+    z = torch.randn(rows, generator=g, dtype=torch.float64)
+    torch.testing.assert_close(A.matvec(x + scale * y), A.matvec(x) + scale * A.matvec(y))
+    torch.testing.assert_close(A.matvec(x) @ z, x @ A.rmatvec(z))
+
+
+@pytest.mark.parametrize(
+    ("combine", "message"),
+    [
+        (lambda A, B: A @ B, "needs what B returns to be what A takes"),
+        (lambda A, B: A + B, "needs operators between the same spaces"),
+        (lambda A, B: A @ torch.ones(7), "must have the structure and shapes"),
+    ],
+)
+def test_operators_that_do_not_fit_are_refused(
+    combine: Callable[[Any, Any], Any], message: str
+) -> None:
+    A, B = (LinearOperator.identity(torch.zeros(n)) for n in (2, 3))
+    with pytest.raises(ValueError, match=message):
+        combine(A, B)
