@@ -19,6 +19,7 @@ CONSTRAINTS = ROOT / "constraints.txt"
 DIST = ROOT / "dist"
 CORE = ROOT / "packages" / "torchopt-core"
 ACCEL = ROOT / "packages" / "torchopt-accel"
+IMPLICIT = ROOT / "packages" / "torchopt-implicit"
 PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
 CACHES = {"__pycache__", ".mypy_cache"}
 COMPILED = {".so", ".pyd"}
@@ -165,3 +166,14 @@ def bench(session: nox.Session) -> None:
     ours = Path(session.bin)
     session.env["TORCHOPT_PEER_PYTHON"] = str(ours.parent.with_name("peer") / ours.name / "python")
     session.run("python", "benchmarks/run.py", *session.posargs)
+
+
+@nox.session(requires=["peer"])
+def bench_implicit(session: nox.Session) -> None:
+    """Measure implicit differentiation and quadratic programs side by side with peers."""
+    install(session, CORE, IMPLICIT, "numpy")
+    ours = Path(session.bin)
+    session.env["TORCHOPT_PEER_PYTHON"] = str(ours.parent.with_name("peer") / ours.name / "python")
+    session.run("python", "benchmarks/implicit.py", *session.posargs)
+    session.install("qpth")  # an optional peer, with requirements of its own
+    session.run("python", "benchmarks/implicit_qp.py", *session.posargs)
