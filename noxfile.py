@@ -24,7 +24,7 @@ PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml")
 CACHES = {"__pycache__", ".mypy_cache"}
 COMPILED = {".so", ".pyd"}
 DEMO_REQUIREMENTS = ["matplotlib", "scikit-learn", "tqdm"]
-TEST_REQUIREMENTS = ["hypothesis", "pytest", "pytest-cov", "sybil", *DEMO_REQUIREMENTS]
+TEST_REQUIREMENTS = ["hypothesis", "pybind11", "pytest", "pytest-cov", "sybil", *DEMO_REQUIREMENTS]
 
 
 def fingerprint(session: nox.Session, requirements: tuple[str | Path, ...]) -> str:
@@ -173,7 +173,7 @@ def bench_implicit(session: nox.Session) -> None:
     """Measure implicit differentiation and quadratic programs side by side with peers."""
     install(session, CORE, IMPLICIT, "numpy")
     ours = Path(session.bin)
-    session.env["TORCHOPT_PEER_PYTHON"] = str(ours.parent.with_name("peer") / ours.name / "python")
-    session.run("python", "benchmarks/implicit.py", *session.posargs)
+    peer = ours.parent.with_name("peer") / ours.name / "python"
+    session.run("python", "benchmarks/implicit.py", "--peer", str(peer))
     session.install("qpth")  # an optional peer, with requirements of its own
-    session.run("python", "benchmarks/implicit_qp.py", *session.posargs)
+    session.run("python", "benchmarks/implicit_qp.py")

@@ -54,7 +54,8 @@ def environment(python: str, ours: str) -> dict[str, str]:
 
     One thread; bytecode cached, as in an installed package; nothing of ours in a peer's path.
     """
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    one = dict.fromkeys(("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "MKL_NUM_THREADS"), "1")
+    variables = {**os.environ, **one}
     variables.pop("PYTHONDONTWRITEBYTECODE", None)
     if python != ours:
         variables.pop("PYTHONPATH", None)

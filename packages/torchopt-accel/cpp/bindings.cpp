@@ -31,7 +31,7 @@ constexpr int kStates[] = {
 #undef TORCHOPT_STATES
 };
 
-#if defined(TORCHOPT_CUDA)
+#if defined(TORCHOPT_CUDA) && !defined(TORCHOPT_EMULATED)
 constexpr Device kDevice = Device::kCuda;
 #else
 constexpr Device kDevice = Device::kCpu;
@@ -202,7 +202,7 @@ py::object run(int operation, int rule, const py::list& coefficients, const py::
   if (plan.coefficients.empty()) throw std::runtime_error("there are no coefficients");
 #if defined(TORCHOPT_CUDA)
   (void)threads;
-  void* stream = current_stream(device_index);
+  void* stream = kDevice == Device::kCuda ? current_stream(device_index) : nullptr;
   {
     const py::gil_scoped_release release;
     run_cuda(plan, device_index, stream);
