@@ -52,7 +52,9 @@ def _is_ready(device: Device) -> bool:
     found = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
     if found.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if count <= (found.index or 0):
+        # torch wraps large indices around
+        index = device if isinstance(device, int) else found.index or 0
+        if not 0 <= index < count:
             return False
     try:
         _native.load(found.type)
