@@ -181,7 +181,10 @@ def _update(
     param_leaves = None if params is None else work.leaves(params, "params")
     if param_leaves is not None:
         work.check_shapes(param_leaves, "params")
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):
+    if not inplace:
+        direction, state = rule.update(Direction(grads), state, param_leaves, work)
+        return work.unflatten(work.merge(direction.owned(work), leaves)), state
+    with torch.no_grad():
         direction, state = rule.update(Direction(grads), state, param_leaves, work)
         new = direction.owned(work)
     return work.unflatten(work.merge(new, leaves)), state

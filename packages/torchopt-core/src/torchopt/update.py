@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import optree
 import torch
 
-from torchopt._arithmetic import spread
 from torchopt._workspace import Workspace, is_transforming
 
 if TYPE_CHECKING:
@@ -37,21 +36,32 @@ def apply_updates(params: Params, updates: Updates, *, inplace: bool = True) -> 
         {'w': tensor([1.5000, 0.5000])}
     """
     leaves, spec = optree.tree_flatten(updates, none_is_leaf=True)
-    inplace = inplace and not is_transforming()
-    work = Workspace.over(leaves, spec, inplace)
+    if not inplace and not is_transforming():
+        others, other_spec = optree.tree_flatten(params, none_is_leaf=True)
+        if other_spec == spec and all(map(_are_plain, others, leaves)):
+            # one by one: the sum of whole lists would keep them for its backward pass
+            return optree.tree_unflatten(spec, list(map(torch.add, others, leaves)))
+
+    work = Workspace.over(leaves, spec, inplace and not is_transforming())
     additions = work.updates
     if not additions:
         return params
     all_params = work.flatten(params, "params")
     targets = work.select(all_params)
     work.check_shapes(targets, "params")
-    if inplace:
-        with torch.no_grad():
-            work.reuse.add(targets, additions)
-        return params
-    if targets[0].is_cpu:  # saves nothing for the backward pass, unlike the sum of a whole list
-        pairs = zip(targets, cast("list[torch.Tensor]", spread(additions, targets)), strict=True)
-        new = [torch.add(p, u) for p, u in pairs]
-    else:
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not work.inplace):
         new = work.reuse.add(targets, additions)
+    if work.inplace:
+        return params
     return work.unflatten(work.merge(new, all_params, like=all_params))
+
+
+def _are_plain(param: Any, update: Any) -> bool:
+    """Return whether a parameter and its update are alike and on the CPU."""
+    return (
+        isinstance(param, torch.Tensor)
+        and isinstance(update, torch.Tensor)
+        and param.shape == update.shape
+        and param.dtype == update.dtype
+        and param.is_cpu
+    )
