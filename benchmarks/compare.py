@@ -161,7 +161,7 @@ def compare(a: Contender, b: Contender, budget: Budget, agree: bool = True, **ca
 def compare_above(
     a: Contender, b: Contender, floor: Contender, budget: Budget, **case: str
 ) -> tuple[Spread, Spread]:
-    """Return the times of ``a`` and of ``b`` above a floor, the first over the second.
+    """Return the times of ``a`` and of ``b`` over that of a floor.
 
     Args:
         a: A contender.
@@ -171,20 +171,19 @@ def compare_above(
         case: What both do.
 
     Returns:
-        That ratio, round by round; and the time of ``b`` over that of the floor.
+        Each over its floor, round by round.
     """
-    with _built((a, b), **case) as (first, second):
-        floors = []
+    with _built((a, b), **case) as contenders:
+        floors = {}
         for worker in dict.fromkeys((a.worker, b.worker)):
             request = {**case, "task": "floor", "library": floor.library}
-            floors.append(_Built(worker, json.dumps(request), worker.ask(op="build", **request)))
-        slowest = max(min(x.seconds(1) for _ in range(2)) for x in (first, second))
+            result = worker.ask(op="build", **request)
+            floors[worker] = _Built(worker, json.dumps(request), result)
+        slowest = max(min(x.seconds(1) for _ in range(2)) for x in contenders)
         number = max(1, math.ceil(budget.slice / slowest))
         rounds = int(budget.total / (4 * number * slowest))
-        ratios, shares = [], []
+        shares: list[list[float]] = [[], []]
         for _ in range(min(max(rounds, budget.least), budget.most)):
-            bottom = [x.seconds(number) for x in floors]
-            mine, theirs = second.seconds(number), first.seconds(number)
-            ratios.append((theirs - bottom[0]) / (mine - bottom[-1]))
-            shares.append(mine / bottom[-1])
-        return Spread.of(ratios), Spread.of(shares)
+            for share, built in zip(shares, contenders, strict=True):
+                share.append(built.seconds(number) / floors[built.worker].seconds(number))
+        return Spread.of(shares[0]), Spread.of(shares[1])
