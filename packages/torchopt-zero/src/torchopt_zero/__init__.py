@@ -1,0 +1,1 @@
+"""Zero-order gradient estimators: gradients of what cannot be differentiated."""
