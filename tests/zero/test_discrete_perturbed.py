@@ -131,27 +131,29 @@ def test_gradients_are_differences_of_the_smoothed_expectation(
     assert error < 0.2 * float(direction.norm() * cotangent.norm())
 
 
-def test_second_derivatives_are_those_of_the_closed_form() -> None:
+@pytest.mark.parametrize("distribution", ["normal", "gumbel"])
+@pytest.mark.parametrize("maximize", [True, False])
+def test_second_derivatives_are_those_of_the_closed_form(maximize: bool, distribution: str) -> None:
     x, cotangent = torch.tensor([0.3, -0.5]), torch.tensor([1.0, -2.0])
     many = x.expand(2000, 2).clone().requires_grad_()
-    for distribution in ("gumbel", "normal"):
-        soft = Perturbed(
-            argmax(),
-            num_samples=100,
-            sigma=SIGMA,
-            distribution=distribution,  # type: ignore[arg-type]
-            generator=_generator(),
-        )
+    soft = Perturbed(
+        argmax() if maximize else Solver(_argmin, event_dim=1, maximize=False),
+        num_samples=100,
+        sigma=SIGMA,
+        distribution=distribution,  # type: ignore[arg-type]
+        generator=_generator(),
+    )
 
-        def closed(x: Tensor, distribution: str = distribution) -> Tensor:
-            if distribution == "gumbel":
-                return (x / SIGMA).softmax(-1) @ cotangent
-            first = _normal_cdf((x[0] - x[1]) / (math.sqrt(2.0) * SIGMA))
-            return torch.stack([first, 1 - first]) @ cotangent
+    def closed(x: Tensor) -> Tensor:
+        x = (x if maximize else -x) / SIGMA
+        if distribution == "gumbel":
+            return x.softmax(-1) @ cotangent
+        first = _normal_cdf((x[0] - x[1]) / math.sqrt(2.0))
+        return torch.stack([first, 1 - first]) @ cotangent
 
-        (first,) = torch.autograd.grad((soft(many) @ cotangent).sum(), many, create_graph=True)
-        rows = [torch.autograd.grad(first[:, i].sum(), many, retain_graph=True)[0] for i in (0, 1)]
-        _assert_mean(torch.stack(rows, 1), torch.func.hessian(closed)(x))
+    (first,) = torch.autograd.grad((soft(many) @ cotangent).sum(), many, create_graph=True)
+    rows = [torch.autograd.grad(first[:, i].sum(), many, retain_graph=True)[0] for i in (0, 1)]
+    _assert_mean(torch.stack(rows, 1), torch.func.hessian(closed)(x))
 
 
 def test_third_derivatives_exist() -> None:

@@ -125,6 +125,8 @@ def test_samples_are_drawn_under_vmap(sample: Callable[..., Tensor]) -> None:
 
 def test_straight_through_has_exactly_the_value_of_one_and_the_derivatives_of_the_other() -> None:
     x = torch.randn(1000, dtype=torch.float32, requires_grad=True)
+    tenths = (10 * x.detach()).round() / 10
+    assert torch.equal(straight_through(tenths, 100 * x), tenths)
     hard = (x > 0).to(torch.float32)
     y = straight_through(hard, x.sigmoid())
     assert torch.equal(y.detach(), hard)

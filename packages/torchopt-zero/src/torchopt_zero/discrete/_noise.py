@@ -1,4 +1,8 @@
-"""Noise that is a function of a seed and a counter, so that it need not be kept."""
+"""Noise that is a function of a seed and a counter, so that it need not be kept.
+
+It is made of operations on tensors, the seed among them, so that it can be drawn under
+`torch.func.vmap`, for each member of the batch or the same for all.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +65,7 @@ def uniform(seed: Tensor, first: int, last: int, shape: torch.Size) -> Tensor:
     """
     samples = torch.arange(first + 1, last + 1, device=seed.device)
     entries = torch.arange(1, shape.numel() + 1, device=seed.device)
-    keys = _mix(_mix(seed) + _INCREMENT * samples)
+    keys = _mix(seed + _INCREMENT * samples)
     bits = _mix(keys.unsqueeze(-1) + _INCREMENT * entries)
     # The middles of 2^52 equal intervals: never 0 or 1, and exact in float64.
     numbers = (_shift(bits, 12).double() + 0.5) * 2.0**-52
