@@ -276,6 +276,27 @@ def test_gradients_compose_with_ordinary_ones_before_and_after() -> None:
     torch.testing.assert_close(chained, torch.outer(inner, x))
 
 
+def test_solutions_may_be_numbers_such_as_optimal_values() -> None:
+    x = torch.tensor([0.3, -0.5])
+    largest = Solver(lambda x: x.amax(-1), event_dim=1, maximize=True)
+    y, gradient = _estimates(x, 400, solver=largest, cotangent=torch.tensor(1.0), num_samples=50)
+    gap = (x[0] - x[1]) / (math.sqrt(2.0) * SIGMA)
+    density = torch.exp(-gap.square() / 2) / math.sqrt(2 * math.pi)
+    first = _normal_cdf(gap)
+    _assert_mean(y, x[1] + (x[0] - x[1]) * first + math.sqrt(2.0) * SIGMA * density)
+    _assert_mean(gradient, torch.stack([first, 1 - first]))
+
+
+@pytest.mark.parametrize(("solver", "shape"), SOLVERS.values(), ids=SOLVERS)
+def test_an_empty_batch_is_no_special_case(solver: Solver, shape: tuple[int, ...]) -> None:
+    x = torch.rand(0, *shape, requires_grad=True)
+    y = Perturbed(solver, num_samples=3)(x)
+    assert y.shape[0] == 0
+    y.sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+
+
 def test_it_is_pickled() -> None:
     soft = Perturbed(argmax(), num_samples=7, sigma=0.2, distribution="gumbel")
     assert pickle.loads(pickle.dumps(soft)) == soft
@@ -339,3 +360,34 @@ def test_the_loss_runs_under_vmap_and_grad() -> None:
         expected = torch.stack([function(x[i], target[i]) for i in range(4)])
         actual = torch.func.vmap(function, randomness="same")(x, target)
         torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(("solver", "shape"), SOLVERS.values(), ids=SOLVERS)
+def test_on_a_gpu_it_gives_what_it_gives_on_a_cpu(solver: Solver, shape: tuple[int, ...]) -> None:
+    x = torch.rand(4, *shape)
+    results = []
+    for device in ("cpu", "cuda"):
+        smooth = Perturbed(solver, num_samples=8, generator=_generator())
+        inputs = x.to(device).requires_grad_()
+        y = smooth(inputs)
+        (gradient,) = torch.autograd.grad(y.square().sum(), inputs)
+        assert y.device == gradient.device == inputs.device
+        results.append((y.cpu(), gradient.cpu()))
+    torch.testing.assert_close(*results)
+
+
+def test_results_are_bit_identical_where_several_threads_share_a_sum() -> None:
+    x, cotangent = torch.randn(2, 40_000).float()
+    results = []
+    torch.set_num_threads(2)
+    try:
+        for chunk_size in (None, 1):
+            smooth = Perturbed(
+                ranking(), num_samples=2, chunk_size=chunk_size, generator=_generator()
+            )
+            y, pullback = torch.func.vjp(smooth, x)
+            results.append((y, *pullback(cotangent)))
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -31,7 +31,7 @@ class Noise(NamedTuple):
 
 NOISES = {
     "normal": Noise(
-        icdf=lambda u: math.sqrt(2.0) * torch.erfinv(2.0 * u - 1.0),
+        icdf=lambda u: torch.erfinv(2.0 * u - 1.0).mul_(math.sqrt(2.0)),
         potential=lambda z: 0.5 * z.square(),
         score=lambda z: z,
     ),
@@ -68,17 +68,17 @@ def uniform(seed: Tensor, first: int, last: int, shape: torch.Size) -> Tensor:
     keys = _mix(seed + _INCREMENT * samples)
     bits = _mix(keys.unsqueeze(-1) + _INCREMENT * entries)
     # The middles of 2^52 equal intervals: never 0 or 1, and exact in float64.
-    numbers = (_shift(bits, 12).double() + 0.5) * 2.0**-52
+    numbers = _shift(bits, 12).double().add_(0.5).mul_(2.0**-52)
     return numbers.reshape(last - first, *shape)
 
 
 def _mix(x: Tensor) -> Tensor:
     """Apply the finalizer of SplitMix64; int64 products wrap around, as they should."""
-    x = (x ^ _shift(x, 30)) * _FIRST
-    x = (x ^ _shift(x, 27)) * _SECOND
-    return x ^ _shift(x, 31)
+    x = _shift(x, 30).bitwise_xor_(x).mul_(_FIRST)
+    x = _shift(x, 27).bitwise_xor_(x).mul_(_SECOND)
+    return _shift(x, 31).bitwise_xor_(x)
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
     """Shift right and fill with zeros."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)

@@ -134,8 +134,7 @@ class _Mean(torch.autograd.Function):
             solutions = options.solver(inputs)
             total = _fold(total, solutions)
             if solutions.shape == inputs.shape:
-                products = (inputs * solutions).flatten(-options.solver.event_dim).sum(-1)
-                value = _fold(value, products)
+                value = _fold(value, _sums(inputs * solutions, x.ndim - options.solver.event_dim))
             if options.chunk_size is None:
                 kept.append(solutions)
         count = options.num_samples
@@ -162,7 +161,7 @@ class _Mean(torch.autograd.Function):
             z = z - shift if options.solver.maximize else z + shift
             log_weight = -noise.potential(z).flatten(batch + 1).sum(-1)
             weight = torch.exp(log_weight - log_weight.detach())
-            products = ((solutions - baseline) * cotangents[0]).flatten(batch + 1).sum(-1)
+            products = _sums((solutions - baseline) * cotangents[0], batch)
             score = noise.score(z)
             factor = (weight * products).reshape(*score.shape[: batch + 1], *(1,) * dim)
             total = _fold(total, factor * score)
@@ -179,6 +178,11 @@ def _chunks(x: Tensor, seed: Tensor, options: Perturbed) -> Iterator[Tensor]:
 
 def _perturb(x: Tensor, z: Tensor, options: Perturbed) -> Tensor:
     return x + (options.sigma if options.solver.maximize else -options.sigma) * z
+
+
+def _sums(terms: Tensor, batch: int) -> Tensor:
+    """Sum over all but the batch; one by one, as how a sum rounds depends on the whole shape."""
+    return torch.stack([term.unsqueeze(-1).flatten(batch).sum(-1) for term in terms.unbind()])
 
 
 def _fold(total: Tensor, terms: Tensor) -> Tensor:
