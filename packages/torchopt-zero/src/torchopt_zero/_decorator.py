@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution
 
+from torchopt_zero._cotangent import scale_gradient
 from torchopt_zero._estimator import Estimator
 from torchopt_zero._leaves import Arguments, check_argnums
 from torchopt_zero._noise import Noise, SampleFunction, as_noise
@@ -187,12 +187,12 @@ class _Estimate(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         settings: Settings = ctx.settings
+        leaves = ctx.saved_tensors
         problem = Problem(
             objective=ctx.objective,
-            leaves=[leaf.detach() for leaf in ctx.saved_tensors],
+            leaves=[leaf.detach() for leaf in leaves],
             value=float(ctx.value),
             noise=ctx.noise,
             num_samples=settings.num_samples,
@@ -202,8 +202,9 @@ class _Estimate(torch.autograd.Function):
             on_non_finite=settings.on_non_finite,
             workers=settings.workers,
         )
-        gradient = settings.estimator.estimate(problem)
-        return None, None, None, None, *(part * cotangent.to(part) for part in gradient)
+        with torch.no_grad():
+            gradient = settings.estimator.estimate(problem)
+        return None, None, None, None, *scale_gradient(cotangent, gradient, leaves)
 
 
 def as_estimator(method: Any) -> Estimator:

@@ -8,8 +8,8 @@ from typing import Any
 import optree
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from torchopt_zero._cotangent import scale_gradient
 from torchopt_zero._leaves import Arguments
 from torchopt_zero._noise import Gaussian
 from torchopt_zero._problem import Batching, check_scalar
@@ -168,9 +168,9 @@ class _Estimated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, gradient: list[Tensor], *leaves: Tensor) -> Tensor:
         ctx.gradient = gradient
+        ctx.save_for_backward(*leaves)
         return value.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(part * cotangent.to(part) for part in ctx.gradient)
+        return None, None, *scale_gradient(cotangent, ctx.gradient, ctx.saved_tensors)

@@ -10,12 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+
+def _getter(name: str) -> Any:
+    """Return what `__torch_function__` is given when an attribute is read."""
+    return getattr(Tensor, name).__get__
+
+
 _PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm}
-_TRANSPOSES = {
-    torch.t,
-    Tensor.t,
-    getattr(Tensor.T, "__get__", None),
-    getattr(Tensor.mT, "__get__", None),
+_TRANSPOSES = {torch.t, Tensor.t, _getter("T"), _getter("mT")}
+_METADATA = {
+    Tensor.size,
+    Tensor.dim,
+    *map(_getter, ("shape", "ndim", "dtype", "device", "requires_grad")),
 }
 
 
@@ -50,18 +56,10 @@ class PerturbedMatrix(Tensor):
         if func in _TRANSPOSES and not kwargs:
             matrix = args[0]
             return cls.make(matrix.base.mT, matrix.right, matrix.left)
-        if getattr(func, "__name__", "") == "__get__" or func in {Tensor.size, Tensor.dim}:
-            with torch._C.DisableTorchFunctionSubclass():
-                if getattr(func, "__self__", None) in _METADATA or func in {
-                    Tensor.size,
-                    Tensor.dim,
-                }:
-                    return func(*(a.base if isinstance(a, cls) else a for a in args), **kwargs)
+        if func in _METADATA:
+            return func(args[0].base, *args[1:], **kwargs)
         args, kwargs = optree.tree_map(_dense, (args, kwargs), none_is_leaf=True)  # type: ignore[arg-type]
         return func(*args, **kwargs)
-
-
-_METADATA = {Tensor.shape, Tensor.dtype, Tensor.device, Tensor.ndim, Tensor.requires_grad}
 
 
 def _is_right_factor(x: Any, matrix: Any) -> bool:

@@ -75,4 +75,4 @@ class Layout:
         """View ``[..., size]`` as one tensor ``[..., *shape]`` per leaf."""
         batch = flat.shape[:-1]
         parts = torch.split(flat, self.sizes, dim=-1)
-        return [part.view(*batch, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        return [part.view((*batch, *shape)) for part, shape in zip(parts, self.shapes, strict=True)]
