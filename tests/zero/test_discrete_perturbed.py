@@ -297,6 +297,14 @@ def test_an_empty_batch_is_no_special_case(solver: Solver, shape: tuple[int, ...
     assert x.grad.shape == x.shape
 
 
+def test_half_precision_does_not_overflow() -> None:
+    x = torch.zeros(300_000, dtype=torch.float16, requires_grad=True)
+    Perturbed(argmax(), generator=_generator())(x).square().sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+    assert x.grad.abs().sum() > 0
+
+
 def test_it_is_pickled() -> None:
     soft = Perturbed(argmax(), num_samples=7, sigma=0.2, distribution="gumbel")
     assert pickle.loads(pickle.dumps(soft)) == soft

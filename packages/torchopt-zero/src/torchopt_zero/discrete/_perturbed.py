@@ -42,7 +42,8 @@ class Perturbed:
             :func:`argmax` becomes the softmax of ``x / sigma``.
         chunk_size: Number of samples that are solved at once, which bounds memory. Solutions of the
             samples are then not kept for a backward pass, but found again in it. All, and kept, by
-            default.
+            default. A backward pass that can itself be differentiated (``create_graph=True``, or
+            `torch.func.grad`) keeps what that takes of all samples.
         generator: Where the seed of a call is drawn from; torch's default generator by default.
 
     Returns:
@@ -159,8 +160,8 @@ class _Mean(torch.autograd.Function):
             # likelihood of the sample does: a weight whose value is 1 (Foerster et al. 2018, DiCE).
             shift = (x - x.detach()) / options.sigma
             z = z - shift if options.solver.maximize else z + shift
-            log_weight = -noise.potential(z).flatten(batch + 1).sum(-1)
-            weight = torch.exp(log_weight - log_weight.detach())
+            potential = noise.potential(z)
+            weight = torch.exp((potential.detach() - potential).flatten(batch + 1).sum(-1))
             products = _sums((solutions - baseline) * cotangents[0], batch)
             score = noise.score(z)
             factor = (weight * products).reshape(*score.shape[: batch + 1], *(1,) * dim)
