@@ -12,7 +12,7 @@ from torch import Tensor
 from torchopt_zero._noise import Noise
 from torchopt_zero._perturbed_matrix import PerturbedMatrix
 from torchopt_zero._scratch import Scratch
-from torchopt_zero._seed import counter_seed
+from torchopt_zero._seed import Layout
 
 
 class _Factors(NamedTuple):
@@ -76,24 +76,26 @@ class LowRank(Noise):
     def draw(
         self, leaves: Sequence[Tensor], seed: int, samples: range, scratch: Scratch
     ) -> list[_Factors]:
-        drawn = []
-        for position, leaf in enumerate(leaves):
-            left, right = self._sizes(leaf)
-            rows = scratch.take(("noise", position), len(samples), left + right, leaf)
-            generator = torch.Generator(leaf.device)
+        drawn: dict[int, _Factors] = {}
+        count = len(samples)
+        for layout in Layout.of(leaves):
+            sizes = [sum(self._sizes(leaves[i])) for i in layout.members]
+            first = layout.members[0]
+            rows = scratch.take(("noise", first), count, sum(sizes), leaves[first])
+            generator = torch.Generator(layout.device)
             for row, sample in zip(rows.unbind(), samples, strict=True):
-                generator.manual_seed(counter_seed(seed, sample * len(leaves) + position))
-                row.normal_(generator=generator)
-            if leaf.ndim == 2:
-                drawn.append(
-                    _Factors(
-                        rows[:, :left].view(-1, leaf.shape[0], self.rank),
-                        rows[:, left:].view(-1, leaf.shape[1], self.rank),
+                row.normal_(generator=generator.manual_seed(layout.seed(seed, sample)))
+            for i, part in zip(layout.members, torch.split(rows, sizes, dim=1), strict=True):
+                leaf = leaves[i]
+                if leaf.ndim == 2:
+                    left, right = torch.split(part, self._sizes(leaf), dim=1)
+                    drawn[i] = _Factors(
+                        left.view(count, leaf.shape[0], self.rank),
+                        right.view(count, leaf.shape[1], self.rank),
                     )
-                )
-            else:
-                drawn.append(_Factors(rows.view(len(samples), *leaf.shape), None))
-        return drawn
+                else:
+                    drawn[i] = _Factors(part.view(count, *leaf.shape), None)
+        return [drawn[i] for i in range(len(leaves))]
 
     def perturb(
         self, leaves: Sequence[Tensor], drawn: list[_Factors], scale: float, scratch: Scratch
