@@ -88,7 +88,7 @@ class LowRank(Noise):
             for i, part in zip(layout.members, torch.split(rows, sizes, dim=1), strict=True):
                 leaf = leaves[i]
                 if leaf.ndim == 2:
-                    left, right = torch.split(part, self._sizes(leaf), dim=1)
+                    left, right = torch.split(part, [*self._sizes(leaf)], dim=1)
                     drawn[i] = _Factors(
                         left.view(count, leaf.shape[0], self.rank),
                         right.view(count, leaf.shape[1], self.rank),
@@ -98,14 +98,19 @@ class LowRank(Noise):
         return [drawn[i] for i in range(len(leaves))]
 
     def perturb(
-        self, leaves: Sequence[Tensor], drawn: list[_Factors], scale: float, scratch: Scratch
+        self,
+        leaves: Sequence[Tensor],
+        drawn: list[_Factors],
+        scales: Sequence[float],
+        scratch: Scratch,
     ) -> list[Any]:
         batched: list[Any] = []
         for leaf, (left, right) in zip(leaves, drawn, strict=True):
             if right is None:
-                batched.append(torch.add(leaf, left, alpha=scale))
+                batched.append(torch.cat([torch.add(leaf, left, alpha=scale) for scale in scales]))
             else:
-                batched.append((left * (scale / math.sqrt(self.rank)), right))
+                moved = torch.cat([left * (scale / math.sqrt(self.rank)) for scale in scales])
+                batched.append((moved, right.repeat(len(scales), 1, 1)))
         return batched
 
     def assemble(self, leaves: Sequence[Tensor], perturbed: list[Any]) -> list[Tensor]:

@@ -38,8 +38,13 @@ class Noise(abc.ABC):
         """Return the perturbations of some samples, in a form of the class's choice."""
 
     @abc.abstractmethod
-    def perturb(self, leaves: Sequence[Tensor], drawn: Any, scale: float, scratch: Scratch) -> Any:
-        """Return a tree of tensors, batched along the first dimension, for :meth:`assemble`."""
+    def perturb(
+        self, leaves: Sequence[Tensor], drawn: Any, scales: Sequence[float], scratch: Scratch
+    ) -> Any:
+        """Return a tree of tensors for :meth:`assemble`, batched along the first dimension.
+
+        The batch holds all samples moved by the first scale, then all moved by the second.
+        """
 
     @abc.abstractmethod
     def assemble(self, leaves: Sequence[Tensor], perturbed: Any) -> list[Tensor]:
@@ -75,12 +80,21 @@ class DenseNoise(Noise):
         return drawn
 
     def perturb(
-        self, leaves: Sequence[Tensor], drawn: list[Tensor], scale: float, scratch: Scratch
+        self,
+        leaves: Sequence[Tensor],
+        drawn: list[Tensor],
+        scales: Sequence[float],
+        scratch: Scratch,
     ) -> list[Tensor]:
         batched: dict[int, Tensor] = {}
         for layout, rows in zip(Layout.of(leaves), drawn, strict=True):
-            moved = scratch.take(("moved", layout.members[0]), len(rows), layout.size, rows)
-            torch.add(layout.flatten(leaves), rows, alpha=scale, out=moved)
+            count = len(rows)
+            moved = scratch.take(
+                ("moved", layout.members[0]), count * len(scales), layout.size, rows
+            )
+            flat = layout.flatten(leaves)
+            for part, scale in zip(torch.split(moved, count), scales, strict=True):
+                torch.add(flat, rows, alpha=scale, out=part)
             batched.update(zip(layout.members, layout.split(moved), strict=True))
         return [batched[i] for i in range(len(leaves))]
 

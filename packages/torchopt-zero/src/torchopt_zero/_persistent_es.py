@@ -119,8 +119,7 @@ class PersistentES:
         leaves = [leaf.detach() for leaf in arguments.leaves]
         noise = Gaussian()
         drawn = noise.draw(leaves, draw_seed(self.generator), range(self.num_samples), Scratch())
-        pairs = [noise.perturb(leaves, drawn, sign * self.sigma, Scratch()) for sign in (1, -1)]
-        particles = [torch.cat(pair) for pair in zip(*pairs, strict=True)]
+        particles = noise.perturb(leaves, drawn, [self.sigma, -self.sigma], Scratch())
 
         def advance(leaves: list[Tensor], state: Any) -> tuple[Any, Tensor]:
             state, loss = self.unroll(arguments.replaced(leaves)[0], state)
@@ -129,7 +128,7 @@ class PersistentES:
         with torch.no_grad():
             self._states, losses = self._advance(advance, particles)
             moves = noise.perturb(
-                [torch.zeros_like(leaf) for leaf in leaves], drawn, 1.0, Scratch()
+                [torch.zeros_like(leaf) for leaf in leaves], drawn, [1.0], Scratch()
             )
             past = self._past or [torch.zeros_like(move) for move in moves]
             self._past = [old + move for old, move in zip(past, moves, strict=True)]

@@ -120,15 +120,12 @@ class Problem:
     def evaluate(self, noise: Noise, drawn: Any, signs: Sequence[int], scratch: Scratch) -> Tensor:
         """Return ``f(x + sign * sigma * z)`` for every sample and sign, ``[samples, signs]``."""
         elements = sum(leaf.numel() for leaf in self.leaves)
-        columns = []
-        for sign in signs:
-            perturbed = noise.perturb(self.leaves, drawn, sign * self.sigma, scratch)
-            columns.append(
-                self.objective.values(
-                    lambda one: noise.assemble(self.leaves, one), perturbed, elements
-                )
-            )
-        return torch.stack(columns, dim=1)
+        scales = [sign * self.sigma for sign in signs]
+        perturbed = noise.perturb(self.leaves, drawn, scales, scratch)
+        values = self.objective.values(
+            lambda one: noise.assemble(self.leaves, one), perturbed, elements
+        )
+        return values.view(len(signs), -1).T
 
     def keep(self, values: Tensor) -> Tensor:
         """Return which rows of values enter the estimate."""
