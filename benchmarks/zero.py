@@ -180,13 +180,21 @@ def memory_of(case: str, argument: str) -> None:
 
 
 def memory() -> None:
+    # Freed memory goes back to the system, so that its peak is that of what is in use.
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "0",
+    }
+
     def measure(case: str, argument: object) -> int:
         result = subprocess.run(
             [sys.executable, __file__, "--memory", case, str(argument)],
             stdout=subprocess.PIPE,
             text=True,
             check=True,
-            env=dict(os.environ, OMP_NUM_THREADS="1"),
+            env=environment,
         )
         return int(result.stdout)
 
