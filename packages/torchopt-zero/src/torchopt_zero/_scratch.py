@@ -1,0 +1,27 @@
+"""Memory that one chunk of samples leaves to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor
+
+
+class Scratch:
+    """Uninitialized tensors by name, allocated once.
+
+    What :meth:`take` returns is valid until the same name is taken again. Fresh memory costs more
+    than what is computed in it: the system hands it out page by page.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[Hashable, Tensor] = {}
+
+    def take(self, name: Hashable, rows: int, columns: int, like: Tensor) -> Tensor:
+        """Return a matrix of a tensor's dtype and device."""
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < rows * columns:
+            buffer = torch.empty(rows * columns, dtype=like.dtype, device=like.device)
+            self._buffers[name] = buffer
+        return buffer[: rows * columns].view(rows, columns)
