@@ -20,6 +20,7 @@ DIST = ROOT / "dist"
 CORE = ROOT / "packages" / "torchopt-core"
 ACCEL = ROOT / "packages" / "torchopt-accel"
 IMPLICIT = ROOT / "packages" / "torchopt-implicit"
+ZERO = ROOT / "packages" / "torchopt-zero"
 PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
 CACHES = {"__pycache__", ".mypy_cache"}
 COMPILED = {".so", ".pyd"}
@@ -177,3 +178,12 @@ def bench_implicit(session: nox.Session) -> None:
     session.run("python", "benchmarks/implicit.py", "--peer", str(peer))
     session.install("qpth")  # an optional peer, with requirements of its own
     session.run("python", "benchmarks/implicit_qp.py")
+
+
+@nox.session(requires=["peer"])
+def bench_zero(session: nox.Session) -> None:
+    """Measure gradients by sampling side by side with the predecessor, and their memory."""
+    install(session, CORE, ZERO, "numpy")
+    ours = Path(session.bin)
+    session.env["TORCHOPT_PEER_PYTHON"] = str(ours.parent.with_name("peer") / ours.name / "python")
+    session.run("python", "benchmarks/zero.py", *session.posargs)
