@@ -104,7 +104,7 @@ def test_strided_parameters() -> None:
 
 
 def test_workers_average_slopes_and_stay_equal() -> None:
-    from test_reproducible import in_threads
+    from .test_reproducible import in_threads
 
     data = torch.tensor([[1.0, 2.0], [3.0, -1.0]], dtype=torch.float64)
 
