@@ -21,11 +21,22 @@ CORE = ROOT / "packages" / "torchopt-core"
 ACCEL = ROOT / "packages" / "torchopt-accel"
 IMPLICIT = ROOT / "packages" / "torchopt-implicit"
 ZERO = ROOT / "packages" / "torchopt-zero"
+DISTRIBUTED = ROOT / "packages" / "torchopt-dist"
+VIZ = ROOT / "packages" / "torchopt-viz"
 PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
 CACHES = {"__pycache__", ".mypy_cache"}
 COMPILED = {".so", ".pyd"}
 DEMO_REQUIREMENTS = ["matplotlib", "scikit-learn", "tqdm"]
-TEST_REQUIREMENTS = ["hypothesis", "pybind11", "pytest", "pytest-cov", "sybil", *DEMO_REQUIREMENTS]
+TEST_REQUIREMENTS = [
+    "hypothesis",
+    "imageio-ffmpeg",
+    "pybind11",
+    "pytest",
+    "pytest-cov",
+    "selenium",
+    "sybil",
+    *DEMO_REQUIREMENTS,
+]
 
 
 def fingerprint(session: nox.Session, requirements: tuple[str | Path, ...]) -> str:

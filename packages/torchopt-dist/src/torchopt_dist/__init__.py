@@ -1,0 +1,1 @@
+"""Task parallelism for differentiable optimization, on torch's RPC and collectives."""

@@ -1,0 +1,1 @@
+"""See the gradient flow, see the optimizer move: graphs and trajectories as pictures."""
