@@ -1,0 +1,80 @@
+"""How the results of many workers become one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import optree
+import torch
+
+__all__ = ["Results", "mean_reducer", "sum_reducer"]
+
+
+class Results(list[Any]):
+    """The results of the calls in order, and how many samples each stands for."""
+
+    def __init__(self, results: Iterable[Any], sizes: Iterable[int]) -> None:
+        super().__init__(results)
+        self.sizes = list(sizes)
+
+
+def mean_reducer(results: Iterable[Any]) -> Any:
+    r"""Return the mean of results, in which every sample weighs the same.
+
+    .. math:: \bar r = \sum_i n_i r_i / \sum_i n_i
+
+    where :math:`n_i` is the number of samples that the partitioner gave to call :math:`i`, so a
+    mean loss over uneven shares is the mean over the batch. Results that do not come from a
+    partitioned call weigh the same.
+
+    Args:
+        results: Tensors of one shape, or trees of such.
+
+    Raises:
+        ValueError: There is no result.
+
+    Example:
+        >>> from torchopt.distributed import mean_reducer
+        >>> mean_reducer([torch.tensor(1.0), torch.tensor(2.0)])
+        tensor(1.5000)
+    """
+    values = _checked(results)
+    sizes = results.sizes if isinstance(results, Results) else [1] * len(values)
+    if len(set(sizes)) == 1:
+        return optree.tree_map(lambda *leaves: _stacked(leaves).mean(dim=0), *values)
+
+    def mean(*leaves: torch.Tensor) -> torch.Tensor:
+        stacked = _stacked(leaves)
+        weights = torch.tensor(sizes, dtype=stacked.dtype, device=stacked.device) / sum(sizes)
+        return (weights.view(-1, *[1] * (stacked.dim() - 1)) * stacked).sum(dim=0)
+
+    return optree.tree_map(mean, *values)
+
+
+def sum_reducer(results: Iterable[Any]) -> Any:
+    """Return the sum of results.
+
+    Args:
+        results: Tensors of one shape, or trees of such.
+
+    Raises:
+        ValueError: There is no result.
+
+    Example:
+        >>> from torchopt.distributed import sum_reducer
+        >>> sum_reducer([torch.tensor(1.0), torch.tensor(2.0)])
+        tensor(3.)
+    """
+    return optree.tree_map(lambda *leaves: _stacked(leaves).sum(dim=0), *_checked(results))
+
+
+def _checked(results: Iterable[Any]) -> list[Any]:
+    values = list(results)
+    if not values:
+        raise ValueError("`results` must not be empty: there is nothing to reduce")
+    return values
+
+
+def _stacked(leaves: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return torch.stack([torch.as_tensor(leaf) for leaf in leaves])
