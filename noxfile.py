@@ -34,6 +34,7 @@ TEST_REQUIREMENTS = [
     "pytest",
     "pytest-cov",
     "selenium",
+    "setproctitle",
     "sybil",
     *DEMO_REQUIREMENTS,
 ]

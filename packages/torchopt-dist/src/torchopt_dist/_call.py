@@ -20,6 +20,7 @@ from torchopt_dist._partition import Call, Partitioner, batch_partitioner
 from torchopt_dist._reduce import Results, mean_reducer
 from torchopt_dist._remote_errors import RemoteError, WorkerLostError, WorkerTimeoutError, label
 from torchopt_dist._session import failure_of, is_timeout
+from torchopt_dist._shutdown import running
 from torchopt_dist._wire import Parcel, pack, unpack
 
 __all__ = [
@@ -63,8 +64,19 @@ class _Failure(NamedTuple):
     error: bytes | None
 
 
-def _execute(parcel: Parcel) -> Parcel:
-    """Run a call here, for another worker."""
+def _execute(parcel: Parcel, timeout: float) -> Parcel:
+    """Run a call here, for another worker that waits as long as ``timeout`` says."""
+    with running(_default_timeout() if timeout == UNSET else timeout):
+        return _executed(parcel)
+
+
+def _default_timeout() -> float:
+    from torch._C._distributed_rpc import get_rpc_timeout
+
+    return get_rpc_timeout()
+
+
+def _executed(parcel: Parcel) -> Parcel:
     try:
         func, args, kwargs, grad_enabled = unpack(parcel)
         if isinstance(func, _Undecorated):
@@ -222,7 +234,7 @@ def remote_async_call(
     gathering = _Gathering(calls, reducer)
     for place, (call, parcel) in enumerate(zip(calls, parcels, strict=True)):
         to = names[get_worker_id(call.worker)]
-        answer = rpc.rpc_async(to, _execute, args=(parcel,), timeout=timeout)
+        answer = rpc.rpc_async(to, _execute, args=(parcel, timeout), timeout=timeout)
         answer.add_done_callback(functools.partial(gathering.receive, place))
     return gathering.future
 

@@ -177,15 +177,14 @@ def get_worker_id(id: str | int | None = None) -> int:
     Raises:
         RpcUnavailableError: A name was given, and this build of torch has no RPC.
         RuntimeError: A name was given before RPC is up.
-        ValueError: There is no such worker.
+        ValueError: RPC is up, and there is no such worker.
     """
     if id is None:
         return get_rank()
     names = worker_names()
     if isinstance(id, int):
-        size = len(names) or get_world_size()
-        if not 0 <= id < size:
-            raise ValueError(f"`id` must be a rank from 0 to {size - 1}, got {id}")
+        if names and not 0 <= id < len(names):
+            raise ValueError(f"`id` must be a rank from 0 to {len(names) - 1}, got {id}")
         return id
     require_rpc()
     if not names:

@@ -32,7 +32,7 @@ def mean_reducer(results: Iterable[Any]) -> Any:
         results: Tensors of one shape, or trees of such.
 
     Raises:
-        ValueError: There is no result.
+        ValueError: There is no result, or shapes differ.
 
     Example:
         >>> from torchopt.distributed import mean_reducer
@@ -59,7 +59,7 @@ def sum_reducer(results: Iterable[Any]) -> Any:
         results: Tensors of one shape, or trees of such.
 
     Raises:
-        ValueError: There is no result.
+        ValueError: There is no result, or shapes differ.
 
     Example:
         >>> from torchopt.distributed import sum_reducer
@@ -77,4 +77,11 @@ def _checked(results: Iterable[Any]) -> list[Any]:
 
 
 def _stacked(leaves: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    return torch.stack([torch.as_tensor(leaf) for leaf in leaves])
+    tensors = [torch.as_tensor(leaf) for leaf in leaves]
+    shapes = {tuple(tensor.shape) for tensor in tensors}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"`results` must have one shape, to be reduced elementwise, got {sorted(shapes)}: "
+            f"reduce over the samples in the function itself, or use another reducer"
+        )
+    return torch.stack(tensors)

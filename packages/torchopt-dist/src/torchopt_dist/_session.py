@@ -6,7 +6,6 @@ import contextlib
 import functools
 import os
 import socket
-import sys
 import tempfile
 import threading
 import traceback
@@ -25,6 +24,7 @@ from torchopt_dist._info import (
     worker_names,
 )
 from torchopt_dist._remote_errors import RemoteError, WorkerLostError, label
+from torchopt_dist._shutdown import GRACE, abandon, leave
 
 if TYPE_CHECKING:
     from torch._C._distributed_rpc import RpcBackendOptions
@@ -34,10 +34,10 @@ __all__ = ["auto_init_rpc", "default_worker_name_format", "failure_of"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
+#: The variable that tells torch's RPC which network interface to listen on.
+INTERFACE = "TP_SOCKET_IFNAME"
 #: Seconds between two looks at the others, by a worker that has finished.
 PATIENCE = 0.5
-#: Seconds that a failed worker gives to telling the others, and then to its own threads.
-GRACE = 10.0
 
 
 class Outcome(NamedTuple):
@@ -167,44 +167,49 @@ def _running(
     backend: rpc.BackendType | None,
     options: RpcBackendOptions | None,
 ) -> Iterator[None]:
-    with warnings.catch_warnings(), _rendezvous(world, options) as options:
+    with tempfile.TemporaryDirectory() as folder:
+        if options is None:
+            options = rpc.TensorPipeRpcBackendOptions()
+            alone = world.local_world_size == world.world_size
+            interface = _loopback() if alone and INTERFACE not in os.environ else None
+        else:
+            interface = None
+        if world.world_size == 1 and options.init_method == "env://":
+            options.init_method = f"file://{folder}/rendezvous"  # one meets oneself without a port
         _board.clear()
-        # torch's own wiring of its backends is not the user's concern
-        warnings.filterwarnings("ignore", "You are using a Backend", UserWarning)
-        rpc.init_rpc(  # type: ignore[no-untyped-call]
-            name,
-            backend=backend,
-            rank=world.rank,
-            world_size=world.world_size,
-            rpc_backend_options=options,
-        )
-    try:
-        yield
-        _finish(world)
-    except BaseException as error:
-        if isinstance(error, SystemExit) and not error.code:
+        with _listening_on(interface), warnings.catch_warnings():
+            # torch's own wiring of its backends is not the user's concern
+            warnings.filterwarnings("ignore", "You are using a Backend", UserWarning)
+            rpc.init_rpc(  # type: ignore[no-untyped-call]
+                name,
+                backend=backend,
+                rank=world.rank,
+                world_size=world.world_size,
+                rpc_backend_options=options,
+            )
+        try:
+            yield
             _finish(world)
-            rpc.shutdown()
+        except BaseException as error:
+            if not isinstance(error, SystemExit) or error.code:
+                _fail(world, error)
+                raise
+            _finish(world)
+            leave()
             raise
-        _fail(world, error)
-        raise
-    rpc.shutdown()
+        leave()
 
 
 @contextlib.contextmanager
-def _rendezvous(world: WorldInfo, options: RpcBackendOptions | None) -> Iterator[RpcBackendOptions]:
-    """Choose where workers meet and listen."""
-    with contextlib.ExitStack() as stack:
-        if options is None:
-            options = rpc.TensorPipeRpcBackendOptions()
-            if "TP_SOCKET_IFNAME" not in os.environ and world.local_world_size == world.world_size:
-                os.environ["TP_SOCKET_IFNAME"] = _loopback()
-                stack.callback(os.environ.pop, "TP_SOCKET_IFNAME", None)
-        if world.world_size == 1 and options.init_method == "env://":
-            # alone, one meets oneself without a port
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-            options.init_method = f"file://{folder}/rendezvous"
-        yield options
+def _listening_on(interface: str | None) -> Iterator[None]:
+    """Let torch listen on a network interface; ``None`` leaves the choice to it."""
+    if interface is not None:
+        os.environ[INTERFACE] = interface
+    try:
+        yield
+    finally:
+        if interface is not None:
+            del os.environ[INTERFACE]
 
 
 def _loopback() -> str:
@@ -297,11 +302,4 @@ def _fail(world: WorldInfo, error: BaseException) -> None:
     for future in told:
         with contextlib.suppress(RuntimeError):  # it may be the one that died
             future.wait()
-    stop = threading.Thread(target=rpc.shutdown, kwargs={"graceful": False}, daemon=True)
-    stop.start()
-    stop.join(GRACE)
-    if stop.is_alive():
-        # A call that hangs here would keep the process for ever.
-        print(text, file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(1)
+    abandon(text)
