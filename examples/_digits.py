@@ -60,7 +60,7 @@ def load_classes(digits: Sequence[int], *, symmetries: bool) -> Classes:
             own, which multiplies the classes to learn from (as Santoro et al. 2016 do).
     """
     bundle = load_digits()
-    images = torch.tensor(bundle.images, dtype=torch.float32).unsqueeze(1) / 16
+    images = torch.tensor(bundle.images, dtype=torch.get_default_dtype()).unsqueeze(1) / 16
     images = (images - images.mean()) / images.std()
     labels = torch.tensor(bundle.target)
     classes, names = [], []

@@ -18,6 +18,7 @@ import argparse
 import copy
 import math
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -55,33 +56,64 @@ def make_inner(net: nn.Module, name: str, lr: float) -> torchopt.MetaOptimizer:
     return torchopt.MetaSGD(net, lr=lr)
 
 
-def meta_train(net: nn.Module, classes: Classes, args: argparse.Namespace) -> list[float]:
-    """Learn the initial parameters of ``net``; return the query accuracy of each iteration."""
-    generator = torch.Generator().manual_seed(args.seed)
+def task_loss(net: nn.Module, task: Task, args: argparse.Namespace) -> tuple[torch.Tensor, float]:
+    """Adapt ``net`` to a task; return the loss on the images held back, and the accuracy.
+
+    The steps stay in the graph, and the adapted parameters in ``net``: recover them afterwards.
+    """
     inner = make_inner(net, args.inner_optimizer, args.inner_lr)
+    for _ in range(INNER_STEPS):
+        inner.step(F.cross_entropy(net(task.support), task.support_labels))
+    scores = net(task.query)
+    return F.cross_entropy(scores, task.query_labels), accuracy(scores, task.query_labels)
+
+
+def one_by_one(net: nn.Module, tasks: list[Task], args: argparse.Namespace) -> tuple[float, float]:
+    """Add the gradient of the mean loss to ``.grad``; return the mean loss and accuracy."""
+    initial = torchopt.extract_state_dict(net)
+    losses, accuracies = [], []
+    for task in tasks:
+        loss, correct = task_loss(net, task, args)
+        (loss / len(tasks)).backward()
+        torchopt.recover_state_dict(net, initial)
+        losses.append(loss.item())
+        accuracies.append(correct)
+    return sum(losses) / len(tasks), sum(accuracies) / len(tasks)
+
+
+def meta_train(
+    net: nn.Module,
+    classes: Classes,
+    args: argparse.Namespace,
+    differentiate: Callable[..., tuple[float, float]] = one_by_one,
+    quiet: bool = False,
+) -> list[tuple[float, float]]:
+    """Learn the initial parameters of ``net``.
+
+    Args:
+        net: The network.
+        classes: Where tasks come from.
+        args: The command line.
+        differentiate: How the gradient over a meta-batch is found, like :func:`one_by_one`.
+        quiet: Whether to show no progress.
+
+    Returns:
+        The query loss and accuracy of each iteration.
+    """
+    generator = torch.Generator().manual_seed(args.seed)
     outer = torch.optim.Adam(net.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(outer, args.iterations)
-    initial_net = torchopt.extract_state_dict(net)
-    initial_inner = torchopt.extract_state_dict(inner)
-
     curve = []
-    progress = tqdm(range(args.iterations), desc="meta-training", file=sys.stderr)
+    iterations = range(args.iterations)
+    progress = tqdm(iterations, desc="meta-training", file=sys.stderr, disable=quiet)
     for _ in progress:
+        tasks = [classes.draw(WAYS, SHOTS, QUERIES, generator) for _ in range(args.tasks)]
         outer.zero_grad()
-        accuracies = []
-        for _ in range(args.tasks):
-            task = classes.draw(WAYS, SHOTS, QUERIES, generator)
-            for _ in range(INNER_STEPS):
-                inner.step(F.cross_entropy(net(task.support), task.support_labels))
-            scores = net(task.query)
-            (F.cross_entropy(scores, task.query_labels) / args.tasks).backward()
-            accuracies.append(accuracy(scores, task.query_labels))
-            torchopt.recover_state_dict(net, initial_net)
-            torchopt.recover_state_dict(inner, initial_inner)
+        curve.append(differentiate(net, tasks, args))
         outer.step()
         schedule.step()
-        curve.append(sum(accuracies) / len(accuracies))
-        progress.set_postfix(accuracy=f"{sum(curve[-20:]) / len(curve[-20:]):.1f}%", refresh=False)
+        recent = [correct for _, correct in curve[-20:]]
+        progress.set_postfix(accuracy=f"{sum(recent) / len(recent):.1f}%", refresh=False)
     return curve
 
 
@@ -261,7 +293,7 @@ def main() -> int:
     )
 
     net = make_network()
-    curve = meta_train(net, seen, args)
+    curve = [correct for _, correct in meta_train(net, seen, args)]
     rate = best_random_rate(validation, args)
     result = evaluate(net, test, rate, args)
     enough = report(result, rate)
