@@ -1,0 +1,107 @@
+"""Runs programs that have several processes, and leaves none of them behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+# the environment of every process of a run has it, also of those in sessions of their own
+_MARK = "TORCHOPT_TEST_RUN"
+
+
+class Result(NamedTuple):
+    """What came of a run."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    # how long it took
+    seconds: float
+    # processes of the run that were still there at its end, and were killed then
+    orphans: list[int]
+
+    def check(self) -> Result:
+        """Return this, or fail with what the processes have printed."""
+        if self.returncode != 0 or self.orphans:
+            raise AssertionError(
+                f"returned {self.returncode} after {self.seconds:.1f} s, processes left behind: "
+                f"{self.orphans}\n{self.stdout}\n{self.stderr}"
+            )
+        return self
+
+
+def launch(
+    program: str | Path,
+    nproc: int | None = None,
+    *,
+    timeout: float = 120.0,
+    args: Sequence[str] = (),
+    env: dict[str, str] | None = None,
+) -> Result:
+    """Run a program and wait for it.
+
+    Args:
+        program: The path of a script, or its source.
+        nproc: How many processes `torchrun` starts; ``None`` for a plain process, which may start
+            others by `torch.multiprocessing`.
+        timeout: After how many seconds the run is killed, which is a failure.
+        args: Given to the script.
+        env: Variables to set. The number of threads is one unless set here.
+
+    Raises:
+        AssertionError: If it took too long.
+    """
+    mark = uuid.uuid4().hex
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {}), _MARK: mark}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in (env or {}):
+            variables.pop(name, None)
+    with tempfile.TemporaryDirectory() as folder:
+        script = program
+        if isinstance(program, str):
+            script = Path(folder, "program.py")
+            script.write_text(program)
+        command = [sys.executable]
+        if nproc is not None:
+            command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
+        out, err = Path(folder, "stdout"), Path(folder, "stderr")  # pipes would outlive the run
+        start = time.monotonic()
+        with out.open("wb") as stdout, err.open("wb") as stderr:
+            process = subprocess.Popen(
+                [*command, str(script), *args], stdout=stdout, stderr=stderr, env=variables
+            )
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout)
+            seconds = time.monotonic() - start
+            orphans = _kill(mark)
+            returncode = process.wait()
+        texts = [file.read_text(errors="replace") for file in (out, err)]
+    if seconds >= timeout:
+        raise AssertionError(f"still running after {timeout:g} s\n{texts[0]}\n{texts[1]}")
+    return Result(returncode, texts[0], texts[1], seconds, orphans)
+
+
+def _kill(mark: str) -> list[int]:
+    """Kill the processes of a run; return those that had not ended by themselves."""
+    wanted = f"{_MARK}={mark}".encode()
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            alive = wanted in (folder / "environ").read_bytes().split(b"\0")
+        except OSError:  # it has ended, or belongs to another user
+            continue
+        if alive:
+            os.kill(int(folder.name), signal.SIGKILL)
+            found.append(int(folder.name))
+    return found
