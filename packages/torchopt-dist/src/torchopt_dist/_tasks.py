@@ -57,7 +57,10 @@ class TaskGradients(NamedTuple):
             ValueError: If its structure is another one.
         """
         leaves = Leaves(params)
-        grads = leaves.treedef.flatten_up_to(self.grads)
+        try:
+            grads = leaves.treedef.flatten_up_to(self.grads)
+        except ValueError as error:
+            raise ValueError(f"`params` must be what map_tasks was called with: {error}") from error
         pairs = {id(pair[0]): pair for pair in zip(leaves.flat, grads, strict=True)}
         for leaf, grad in pairs.values():  # each tensor once, also where it is tied
             if grad is not None:
