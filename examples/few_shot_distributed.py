@@ -12,7 +12,6 @@ runs it and calls the others.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 from _digits import Task, load_classes

@@ -26,7 +26,7 @@ class Result(NamedTuple):
     stderr: str
     # how long it took
     seconds: float
-    # processes of the run that were still there at its end, and were killed then
+    # processes of the run that did not end soon after the first one, and were killed then
     orphans: list[int]
 
     def check(self) -> Result:
@@ -82,7 +82,7 @@ def launch(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout)
             seconds = time.monotonic() - start
-            orphans = _kill(mark, patience=5.0)
+            orphans = _kill(mark, patience=3.0 if seconds < timeout else 0.0)
             returncode = process.wait()
         texts = [file.read_text(errors="replace") for file in (out, err)]
     if seconds >= timeout:
@@ -91,10 +91,10 @@ def launch(
 
 
 def _kill(mark: str, patience: float) -> list[int]:
-    """Kill the processes of a run; return those that have not ended by themselves in time."""
+    """Kill the processes of a run that do not end by themselves; return which these were."""
     deadline = time.monotonic() + patience
     while (found := _alive(mark)) and time.monotonic() < deadline:
-        time.sleep(0.1)
+        time.sleep(0.05)
     for process in found:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
@@ -105,12 +105,9 @@ def _alive(mark: str) -> list[int]:
     wanted = f"{_MARK}={mark}".encode()
     found = []
     for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            alive = wanted in (folder / "environ").read_bytes().split(b"\0")
-        except OSError:  # it has ended, or belongs to another user
-            continue
-        if alive:
-            found.append(int(folder.name))
+        # a process that has ended has no environment, nor has one of another user
+        with contextlib.suppress(OSError):
+            variables = (folder / "environ").read_bytes() if folder.name.isdigit() else b""
+            if wanted in variables.split(b"\0"):
+                found.append(int(folder.name))
     return found

@@ -1,11 +1,17 @@
 """Task parallelism for differentiable optimization, on torch's RPC and collectives.
 
-Two doors lead to torch's own engines. Calls on named workers (:func:`auto_init_rpc`,
-:func:`parallelize`, :mod:`~torchopt_dist.autograd`) suit workers that do different things.
+Two doors lead to torch's own engines. :func:`map_tasks` spreads the tasks of a meta-batch over the
+ranks of a :func:`process_group`: every rank differentiates its share, and one collective adds up;
+:func:`save_checkpoint` and :func:`load_checkpoint` let training go on with another number of ranks.
+Calls on named workers (:func:`auto_init_rpc`, :func:`parallelize`, :mod:`~torchopt_dist.autograd`)
+suit workers that do different things.
 """
 
 from torchopt import module_clone
 from torchopt_dist import api, autograd, world
+from torchopt_dist._checkpoint import load_checkpoint, save_checkpoint
+from torchopt_dist._errors import LostRankError, TaskError, TaskFailure
+from torchopt_dist._group import process_group
 from torchopt_dist._info import is_available
 from torchopt_dist._remote_errors import (
     RemoteError,
@@ -13,6 +19,7 @@ from torchopt_dist._remote_errors import (
     WorkerLostError,
     WorkerTimeoutError,
 )
+from torchopt_dist._tasks import TaskGradients, map_tasks
 from torchopt_dist.api import (
     Call,
     TensorDimensionPartitioner,
@@ -47,8 +54,12 @@ from torchopt_dist.world import (
 
 __all__ = [
     "Call",
+    "LostRankError",
     "RemoteError",
     "RpcUnavailableError",
+    "TaskError",
+    "TaskFailure",
+    "TaskGradients",
     "TensorDimensionPartitioner",
     "WorkerLostError",
     "WorkerTimeoutError",
@@ -69,6 +80,8 @@ __all__ = [
     "get_world_rank",
     "get_world_size",
     "is_available",
+    "load_checkpoint",
+    "map_tasks",
     "mean_reducer",
     "module_clone",
     "not_on_rank",
@@ -76,10 +89,12 @@ __all__ = [
     "parallelize",
     "parallelize_async",
     "parallelize_sync",
+    "process_group",
     "rank_non_zero_only",
     "rank_zero_only",
     "remote_async_call",
     "remote_sync_call",
+    "save_checkpoint",
     "sum_reducer",
     "world",
 ]

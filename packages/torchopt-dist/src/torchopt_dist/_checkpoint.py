@@ -1,0 +1,190 @@
+"""Checkpoints: written whole or not at all, read by any number of ranks."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import optree
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_FORMAT = "torchopt-dist checkpoint 1"
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+
+
+def save_checkpoint(path: str | os.PathLike[str], state: Any) -> None:
+    """Write a checkpoint: rank zero does, and the other ranks go on.
+
+    The file is complete or not there: it is written under another name in the same folder, forced
+    to the disk, and renamed. What a crash leaves of it is overwritten the next time.
+
+    Args:
+        path: Where; an older checkpoint of this name is replaced.
+        state: A tree, such as a dict. Its leaves are tensors, plain values (numbers, strings,
+            ``None``), generators, and whatever has ``state_dict()`` and ``load_state_dict()``, as
+            modules, optimizers and schedulers have. ``torch.default_generator`` stands for torch's
+            global randomness.
+
+    Raises:
+        TypeError: If a leaf is none of these; an older checkpoint is then kept.
+
+    Example:
+        >>> import pathlib, tempfile, torch
+        >>> from torchopt_dist import load_checkpoint, save_checkpoint
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "checkpoint.pt"
+        >>> net = torch.nn.Linear(2, 1)
+        >>> state = {"iteration": 0, "net": net, "random": torch.default_generator}
+        >>> if path.exists():
+        ...     state = load_checkpoint(path, state)
+        >>> for iteration in range(state["iteration"], 30):
+        ...     if (iteration + 1) % 10 == 0:
+        ...         save_checkpoint(path, {**state, "iteration": iteration + 1})
+        >>> load_checkpoint(path, state)["iteration"]
+        30
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
+        return
+    paths, leaves, _ = optree.tree_flatten_with_path(state, none_is_leaf=True)
+    leaves = [_packed(_name(where), leaf) for where, leaf in zip(paths, leaves, strict=True)]
+    names = [_name(where) for where in paths]
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        torch.save({"format": _FORMAT, "names": names, "leaves": leaves}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    _check_readable(temporary)
+    os.replace(temporary, path)
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _check_readable(path: Path) -> None:
+    """Raise unless the file can be read; the numbers themselves are not."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        path.unlink()
+        raise TypeError(
+            f"`state` must have objects whose state_dict() is made of tensors, plain values and "
+            f"containers of these: {error}"
+        ) from error
+
+
+def load_checkpoint(path: str | os.PathLike[str], state: Any) -> Any:
+    """Read a checkpoint; every rank does, from a file system that all of them see.
+
+    Nothing in the file is executed: it is read with ``weights_only=True``, and the structure comes
+    from `state`.
+
+    Args:
+        path: What :func:`save_checkpoint` has written, with any number of ranks.
+        state: A tree like the one that was saved, such as the initial state. Generators and objects
+            with ``load_state_dict()`` are set to what was saved.
+
+    Returns:
+        A tree like `state`, with the tensors and plain values of the file; tensors are on the
+        devices, and require a gradient, as those of `state`. Other leaves are those of `state`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is no checkpoint, or one of another structure, or tensors have other
+            shapes or dtypes. Nothing is changed then, unless an object refuses its own state.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # unpickling garbage raises anything
+        raise ValueError(f"{os.fspath(path)} is damaged, or not a checkpoint: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise ValueError(f"{os.fspath(path)} was not written by save_checkpoint")
+    paths, leaves, treedef = optree.tree_flatten_with_path(state, none_is_leaf=True)
+    names = [_name(where) for where in paths]
+    if names != content["names"]:
+        theirs = content["names"]
+        raise ValueError(
+            f"`state` must have the structure of the checkpoint, got "
+            f"{_difference(names, theirs) or 'the same entries'} beyond those saved, and "
+            f"{_difference(theirs, names) or 'none'} missing"
+        )
+    for name, leaf, saved in zip(names, leaves, content["leaves"], strict=True):
+        _check(name, leaf, saved)
+    return optree.tree_unflatten(treedef, map(_unpacked, leaves, content["leaves"]))
+
+
+def _name(where: tuple[Any, ...]) -> str:
+    return "/".join(map(str, where))
+
+
+def _difference(names: list[str], others: list[str]) -> str:
+    return ", ".join(repr(name) for name in names if name not in set(others))
+
+
+def _packed(name: str, leaf: Any) -> Any:
+    """Return what is written for a leaf."""
+    if isinstance(leaf, torch.Generator):
+        return leaf.get_state()
+    if isinstance(leaf, Tensor):
+        return _compact(leaf)
+    if isinstance(leaf, _PLAIN):
+        return leaf
+    if _has_state(leaf):
+        return optree.tree_map(
+            lambda x: _compact(x) if isinstance(x, Tensor) else x,
+            leaf.state_dict(),
+            none_is_leaf=True,
+        )
+    raise TypeError(
+        f"`state` must be made of tensors, plain values, generators and objects with state_dict(), "
+        f"got {type(leaf).__name__} at {name!r}"
+    )
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """Return a tensor that is written without the rest of a storage that it is a view of."""
+    tensor = tensor.detach()
+    if tensor.layout is not torch.strided:
+        return tensor
+    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if whole else tensor.clone()
+
+
+def _has_state(leaf: Any) -> bool:
+    return hasattr(leaf, "state_dict") and hasattr(leaf, "load_state_dict")
+
+
+def _check(name: str, leaf: Any, saved: Any) -> None:
+    if isinstance(leaf, Tensor) and _kind(leaf) != _kind(saved):
+        raise ValueError(
+            f"`state` must have the tensors of the checkpoint, got {_kind(leaf)} at {name!r}, "
+            f"where the checkpoint has {_kind(saved)}"
+        )
+
+
+def _kind(leaf: Any) -> str:
+    return f"{tuple(leaf.shape)}, {leaf.dtype}" if isinstance(leaf, Tensor) else repr(leaf)
+
+
+def _unpacked(leaf: Any, saved: Any) -> Any:
+    """Return what takes the place of a leaf."""
+    if isinstance(leaf, torch.Generator):
+        leaf.set_state(saved)
+        return leaf
+    if isinstance(leaf, Tensor):
+        moved = saved.to(leaf.device)
+        if isinstance(leaf, torch.nn.Parameter):
+            return torch.nn.Parameter(moved, leaf.requires_grad)
+        return moved.requires_grad_(leaf.requires_grad)
+    if isinstance(leaf, _PLAIN):
+        return saved
+    leaf.load_state_dict(saved)
+    return leaf

@@ -1,0 +1,207 @@
+"""Process groups: which ranks share the work, and which of them are lost when it fails."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from torchopt_dist._errors import LostRankError
+
+# how long ranks are waited for that may report a failed collective, too
+_GRACE_SECONDS = 5.0
+
+
+class Ranks(NamedTuple):
+    """The ranks of a process group, seen from one of them."""
+
+    # this one, and how many there are, in the group
+    rank: int
+    size: int
+    # what each is called in the world
+    names: tuple[int, ...]
+    # ``None`` for the default group
+    group: dist.ProcessGroup | None
+
+    def share(self, count: int) -> range:
+        """Return this rank's items of ``count``: a contiguous block."""
+        return self.share_of(self.rank, count)
+
+    def share_of(self, rank: int, count: int) -> range:
+        """Return the items of a rank."""
+        return range(rank * count // self.size, (rank + 1) * count // self.size)
+
+    @classmethod
+    def of(cls, group: dist.ProcessGroup | None) -> Ranks:
+        """Return the ranks of a group, the default one if ``None``; without any, a world of one.
+
+        Raises:
+            RuntimeError: If `torchrun` started several processes and there is no process group.
+            ValueError: If this process does not belong to the group.
+        """
+        if not (dist.is_available() and dist.is_initialized()):
+            launched = os.environ.get("WORLD_SIZE", "1")
+            if launched != "1":
+                raise RuntimeError(
+                    f"WORLD_SIZE is {launched} and there is no process group, so that every rank "
+                    f"would do all the work; call this inside `with process_group():`"
+                )
+            return cls(0, 1, (0,), None)
+        rank = dist.get_rank(group)
+        if rank < 0:
+            raise ValueError(
+                f"`group` must have rank {dist.get_rank()}, which called this, as a member"
+            )
+        return cls(
+            rank, dist.get_world_size(group), tuple(dist.get_process_group_ranks(group)), group
+        )
+
+
+@contextlib.contextmanager
+def process_group(*, backend: str | None = None, timeout: float = 300.0) -> Iterator[None]:
+    """Join the ranks that `torchrun` started for the time of a ``with`` block.
+
+    Without `torchrun`, nothing is started and there is one rank: the same script runs in a single
+    process. On one machine gloo is bound to the loopback interface, unless ``GLOO_SOCKET_IFNAME``
+    names another; without ``MASTER_ADDR``, the ranks meet at 127.0.0.1. Anyone who reaches the
+    addresses can take part: give others than loopback in trusted networks only.
+
+    Args:
+        backend: Of `torch.distributed`. Default: ``"cpu:gloo,cuda:nccl"`` where there is a CUDA
+            device and nccl, else ``"gloo"``.
+        timeout: How long a rank waits for the others, in seconds. It has to exceed the time by
+            which the work of ranks may differ. Default: 300.
+
+    Yields:
+        Nothing. The group is the default group of `torch.distributed`.
+
+    Raises:
+        RuntimeError: If there is a default group already.
+        ValueError: If `timeout` is not positive.
+
+    Example:
+        >>> from torchopt_dist import map_tasks, process_group
+        >>> with process_group(timeout=60.0):  # python script.py, or torchrun ... script.py
+        ...     pass
+    """
+    if not timeout > 0:
+        raise ValueError(f"`timeout` must be a positive number of seconds, got {timeout!r}")
+    if dist.is_available() and dist.is_initialized():
+        raise RuntimeError(
+            "there is a default process group already; use it as it is, or call "
+            "torch.distributed.destroy_process_group() first"
+        )
+    if "WORLD_SIZE" not in os.environ:
+        yield
+        return
+    with _loopback():
+        dist.init_process_group(backend or _backend(), timeout=timedelta(seconds=timeout))
+        try:
+            yield
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+
+def _backend() -> str:
+    if torch.cuda.is_available() and dist.is_nccl_available():
+        return "cpu:gloo,cuda:nccl"
+    return "gloo"
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """Set the variables by which ranks on one machine stay on it, unless they are set."""
+    defaults = {"MASTER_ADDR": "127.0.0.1"}
+    if os.environ["WORLD_SIZE"] == os.environ.get("LOCAL_WORLD_SIZE"):
+        interfaces = {name for _, name in socket.if_nameindex()}
+        if loopback := interfaces & {"lo", "lo0"}:
+            defaults["GLOO_SOCKET_IFNAME"] = loopback.pop()
+    added = {name: value for name, value in defaults.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def naming_lost_ranks(ranks: Ranks) -> Iterator[None]:
+    """Run a collective; where it fails, find out which ranks are lost.
+
+    Backends say that a connection was closed, not whose. So a rank whose collective failed leaves a
+    note in the store of the process group, and waits a little for the notes of the others.
+
+    Raises:
+        LostRankError: If ranks left no note.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        verdict = _Verdict(ranks)
+        # a store whose process is stopped, but not dead, answers nothing at all
+        thread = threading.Thread(target=verdict.reach, daemon=True)
+        thread.start()
+        thread.join(2 * _GRACE_SECONDS)
+        if verdict.error is not None:
+            raise verdict.error from error
+        raise
+
+
+class _Verdict:
+    """What the notes in the store say; written by a thread of its own."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        # the answer until there is a better one
+        self.error: LostRankError | None = self._without_store()
+
+    def _without_store(self) -> LostRankError:
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            return LostRankError((), "the launcher, which keeps the store of the ranks, is lost")
+        return LostRankError(
+            (0,), "rank 0, which keeps the store of the ranks, is lost: it died or hangs"
+        )
+
+    def reach(self) -> None:
+        """Exchange notes."""
+        with contextlib.suppress(RuntimeError):  # the store is lost
+            self.error = self._exchange_notes()
+
+    def _exchange_notes(self) -> LostRankError | None:
+        ranks = self.ranks
+        own = ranks.names[ranks.rank]
+        store = dist.distributed_c10d._get_default_store()
+        prefix = f"torchopt/lost/{'-'.join(map(str, ranks.names))}"
+        # a group fails on all of its ranks, so that they agree on how often it did
+        prefix += f"/{store.add(f'{prefix}/{own}', 1)}"
+        store.set(f"{prefix}/{own}", "here")
+        patience: timedelta = store.timeout  # type: ignore[attr-defined]
+        deadline = time.monotonic() + min(_GRACE_SECONDS, patience.total_seconds())
+        while missing := [name for name in ranks.names if not store.check([f"{prefix}/{name}"])]:
+            if time.monotonic() > deadline:
+                listed = ", ".join(map(str, missing))
+                store.set(f"{prefix}/missing", listed)
+                plural = "s" * (len(missing) > 1)
+                return LostRankError(
+                    missing,
+                    f"rank{plural} {listed} of {ranks.size} did not take part in a reduction: dead,"
+                    f" hung, or later than the timeout of the process group",
+                )
+            time.sleep(0.02)
+        if not store.check([f"{prefix}/missing"]):
+            return None
+        return LostRankError(
+            (own,),
+            f"this rank, {own}, took part in a reduction later than the timeout of the process "
+            f"group, and the others gave up on it; raise the timeout if its tasks may take longer",
+        )
