@@ -157,7 +157,7 @@ class Path:
             label=trajectory.label,
             path_effects=[
                 patheffects.withStroke(
-                    linewidth=look.line_width + 1.6, foreground="white", alpha=0.6
+                    linewidth=look.line_width + 1.2, foreground="white", alpha=0.5
                 )
             ],
             zorder=4,
