@@ -229,13 +229,14 @@ def _as_rows(losses: Any) -> list[Tensor]:
     rows = []
     for task, row in enumerate(losses):
         try:
-            rows.append(torch.tensor([float(x) for x in row], dtype=torch.float64))
+            numbers = [float(x.detach() if isinstance(x, Tensor) else x) for x in row]
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"`losses` must hold a row of numbers for each task, got {row!r} at position {task}"
             ) from error
-        if not len(rows[-1]):
+        if not numbers:
             raise ValueError(f"`losses` must not be empty, but those of task {task} are")
+        rows.append(torch.tensor(numbers, dtype=torch.float64))
     if not rows:
         raise ValueError("`losses` must not be empty: give a row of losses for each task")
     return rows

@@ -151,7 +151,6 @@ def plot_trajectory(
         >>> plot = plot_trajectory([torchopt.AdamW] * 2, "flower", 50, rates, start=(2, 1))
         >>> [trajectory.label for trajectory in plot.trajectories]
         ['AdamW(lr=0.01)', 'AdamW(lr=0.1)']
-        >>> plot.figure.savefig("flower.png")  # doctest: +SKIP
         >>> matplotlib.pyplot.close(plot.figure)
     """
     from torchopt_viz._draw import Look, Panel
