@@ -8,6 +8,9 @@ what was published, in words, and what is seen here, and saves a picture; `sheet
 Hyperparameters are those of R: weight decay 1e-6 for AdamW (PyTorch's default is 1e-2, with which
 AdamW arrives a little earlier and has already left again at step 200), and for AdaHessian betas
 (0.9, 0.999), eps 1e-4 and no weight decay. Its random signs are drawn from a fixed seed.
+
+One observation is not repeated: published, AdaHessian goes on to explore the petals after 35 steps;
+here, for every seed that was tried, it stays in one petal and creeps towards the centre.
 """
 
 from __future__ import annotations

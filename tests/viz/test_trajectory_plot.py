@@ -189,6 +189,8 @@ def test_it_draws_on_given_axes() -> None:
     assert plot.axes == tuple(axes)
     assert plot_trajectory(torchopt.Adam, "sphere", 2, ax=axes[0]).axes == (axes[0],)
     assert plt.get_fignums() == [figure.number]
+    grid = plt.subplots(2, 2)[1]
+    assert plot_trajectory(PAIR * 2, "sphere", 2, ax=grid).axes == tuple(grid.flat)
 
 
 def test_points_outside_of_the_picture_are_counted() -> None:
@@ -400,3 +402,4 @@ PAIR = [torchopt.Adam, torchopt.SGD]
 def test_bad_input(call: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+    assert len(plt.get_fignums()) == message.startswith("`ax`")  # no half-drawn figure stays

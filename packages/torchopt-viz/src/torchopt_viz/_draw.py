@@ -137,7 +137,7 @@ def _marker(marker: str, color: Any, size: float) -> dict[str, Any]:
     return {"linestyle": "none", "marker": marker, "color": color, "markersize": size, **edge}
 
 
-class Path:
+class Track:
     """One trajectory on axes, up to any of its steps."""
 
     def __init__(
@@ -167,10 +167,10 @@ class Path:
             *self.points[:1].T, **_marker(look.start_marker, look.start_color, size), zorder=5
         )
         (self.end,) = axes.plot([], [], **_marker(look.end_marker, end, size), zorder=6)
-        (self.break_,) = axes.plot(
+        (self.cross,) = axes.plot(
             [], [], linestyle="none", marker="x", color=end, markersize=size + 3, zorder=7
         )
-        self.break_.set_markeredgewidth(2.5)
+        self.cross.set_markeredgewidth(2.5)
 
     def show(self, step: int) -> None:
         """Show the first steps, with a cross where the path stops being finite."""
@@ -178,9 +178,9 @@ class Path:
         self.end.set_data(*self.points[step : step + 1].T)
         broken = self.trajectory.non_finite
         if broken is not None and step >= broken:
-            self.break_.set_data(*self.points[max(broken - 1, 0) : max(broken, 1)].T)
+            self.cross.set_data(*self.points[max(broken - 1, 0) : max(broken, 1)].T)
         else:
-            self.break_.set_data([], [])
+            self.cross.set_data([], [])
 
 
 class Panel:
@@ -212,8 +212,8 @@ class Panel:
         self.last = len(trajectories[0].points) - 1
         draw_backdrop(axes, problem, view, look)
         alone = len(trajectories) == 1
-        self.paths = [
-            Path(axes, trajectory, color, look.end_color if alone else color, look)
+        self.tracks = [
+            Track(axes, trajectory, color, look.end_color if alone else color, look)
             for trajectory, color in zip(trajectories, colors, strict=True)
         ]
         title = textwrap.fill(title, 44)
@@ -236,8 +236,8 @@ class Panel:
 
     def show(self, step: int) -> None:
         """Show the first steps, and say in words what cannot be seen."""
-        for path in self.paths:
-            path.show(step)
+        for track in self.tracks:
+            track.show(step)
         text = f"step {step} of {self.last}"
         if len(self.trajectories) == 1:
             (x, y), value = self.trajectories[0].points[step], self.trajectories[0].values[step]

@@ -278,7 +278,7 @@ test_functions: Mapping[str, TestFunction] = MappingProxyType(
                 "easom", easom, (0.0, 6.0, 0.0, 6.0), (1.9, 4.6), ((math.pi, math.pi),), -1.0
             ),
             TestFunction(
-                "goldstein_price", goldstein_price, _square(2.0), (-1.5, 1.5), ((0.0, -1.0),), 3.0
+                "goldstein_price", goldstein_price, _square(2.0), (-1.5, -1.5), ((0.0, -1.0),), 3.0
             ),
             TestFunction("himmelblau", himmelblau, _square(5.0), (0.0, -4.0), _FOUR_MINIMA, 0.0),
             TestFunction(

@@ -190,9 +190,9 @@ def plot_trajectory(
     panels: list[tuple[Trajectory, ...]] = [(trajectory,) for trajectory in trajectories]
     if layout == "overlay":
         panels = [trajectories]
+    colors = _list_colors(line_color, len(trajectories), layout)
     figure, axes = _find_axes(ax, len(panels))
     alone = len(panels) == 1
-    colors = _list_colors(line_color, len(trajectories), layout)
     drawn = []
     for k, (place, shown) in enumerate(zip(axes, panels, strict=True)):
         heading = problem.name if len(shown) > 1 else shown[0].label
@@ -282,16 +282,16 @@ def _find_axes(ax: Any, count: int) -> tuple[Figure, tuple[Axes, ...]]:
     if ax is None:
         from matplotlib import pyplot as plt
 
-        columns = min(count, 4 if count == 4 else 3)
+        columns = min(count, 2 if count == 4 else 3)
         rows = math.ceil(count / columns)
         size = (4.6 * columns, 4.9 * rows)
         figure = plt.figure(figsize=size, layout="constrained")
         return figure, tuple(figure.add_subplot(rows, columns, k + 1) for k in range(count))
-    axes = tuple(ax) if isinstance(ax, Sequence) or hasattr(ax, "flat") else (ax,)
+    is_array = hasattr(ax, "flat")  # as plt.subplots returns
+    axes = tuple(ax.flat if is_array else ax if isinstance(ax, Sequence) else (ax,))
     if len(axes) != count:
         raise ValueError(f"`ax` must hold {count} axes, one for each panel, got {len(axes)}")
-    figure = axes[0].get_figure(root=True)
-    return figure, axes
+    return axes[0].figure.canvas.figure, axes
 
 
 def _enlarge(domain: Domain, trajectories: Sequence[Trajectory]) -> Domain:

@@ -47,8 +47,8 @@ def run_trajectory(
 ) -> Trajectory:
     """Let an optimizer walk over a function of two variables.
 
-    The point is one parameter. Gradients carry their graph, so second-order methods work; several
-    evaluations a step are fine, as in L-BFGS.
+    The point is one parameter. Its gradient is dense and carries its graph, so second-order methods
+    work; several evaluations a step are fine, as in L-BFGS.
 
     Args:
         optimizer: One of
