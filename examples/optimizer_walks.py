@@ -10,7 +10,7 @@ AdamW arrives a little earlier and has already left again at step 200), and for 
 (0.9, 0.999), eps 1e-4 and no weight decay. Its random signs are drawn from a fixed seed.
 
 One observation is not repeated: published, AdaHessian goes on to explore the petals after 35 steps;
-here, for every seed that was tried, it stays in one petal and creeps towards the centre.
+here, for each of twenty seeds, it stays in one petal then and creeps towards the centre.
 """
 
 from __future__ import annotations
