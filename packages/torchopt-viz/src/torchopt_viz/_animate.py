@@ -1,0 +1,83 @@
+"""Pictures that move: one frame a step, to GIF or MP4."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# called with the number of a frame and the number of frames
+Progress = Callable[[int, int], object]
+
+
+def find_ffmpeg() -> str:
+    """Return the path of ffmpeg: of the system, or else of ``imageio-ffmpeg``.
+
+    Raises:
+        ImportError: If there is none.
+    """
+    if found := shutil.which("ffmpeg"):
+        return found
+    try:
+        return str(importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe())
+    except ImportError as error:
+        raise ImportError(
+            'an MP4 needs ffmpeg: install it, or `pip install "torchopt-viz[video]"`, or write a '
+            "GIF instead",
+            name="imageio_ffmpeg",
+        ) from error
+
+
+def check_animation(path: str | os.PathLike[str], fps: int) -> Path:
+    """Return where an animation is to be saved, if that will be possible.
+
+    Raises:
+        ValueError: If it is neither a GIF nor an MP4, or `fps` is not positive.
+        ImportError: If it is an MP4 and there is no ffmpeg.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".gif", ".mp4"):
+        raise ValueError(f"`animate` must be the path of a .gif or .mp4 file, got '{path}'")
+    if not fps > 0:
+        raise ValueError(f"`fps` must be positive, got {fps}")
+    if path.suffix.lower() == ".mp4":
+        find_ffmpeg()
+    return path
+
+
+def save_animation(
+    figure: Figure,
+    show: Callable[[int], object],
+    frames: int,
+    path: Path,
+    fps: int,
+    progress: Progress | None,
+) -> None:
+    """Save what ``show(0)``, ``show(1)``, ... draw in a figure."""
+    import matplotlib as mpl
+    from matplotlib.animation import FFMpegWriter, PillowWriter
+
+    gif = path.suffix.lower() == ".gif"
+    writer = PillowWriter(fps=fps) if gif else FFMpegWriter(fps=fps, codec="h264")
+    show(frames - 1)
+    figure.draw_without_rendering()
+    layout = figure.get_layout_engine()
+    figure.set_layout_engine("none")  # the axes stay where they are
+    try:
+        with mpl.rc_context():
+            if not gif:
+                mpl.rcParams["animation.ffmpeg_path"] = find_ffmpeg()
+            with writer.saving(figure, path, dpi=100):
+                for frame in range(frames):
+                    show(frame)
+                    writer.grab_frame()
+                    if progress is not None:
+                        progress(frame, frames)
+    finally:
+        figure.set_layout_engine(layout)
