@@ -122,7 +122,6 @@ def test_bytes_by_step_sum_to_the_total(show: Show) -> None:
     assert int(page.element("#total").get_attribute("data-bytes")) == memory.total
     top = rows(page, "#by-step")
     assert sum(top.values()) == memory.total
-    page.element("#by-step .twist").click()
     steps = rows(page, "#by-step > li > ul")
     assert steps == {
         group.label: memory.inclusive[group.key] for group in graph.groups if group.kind == "step"
@@ -149,9 +148,15 @@ def test_bytes_by_module_sum_to_the_total(show: Show) -> None:
     assert sum(modules.values()) == memory.total
 
 
+def test_bytes_of_many_steps_are_folded(show: Show) -> None:
+    page = show(unrolled(64))
+    assert not page.element("#by-step > li > ul").is_displayed()
+    page.element("#by-step .twist").click()
+    assert len(rows(page, "#by-step > li > ul")) == 64
+
+
 def test_row_of_bytes_leads_to_its_group(show: Show) -> None:
     page = show(unrolled(5))
-    page.element("#by-step .twist").click()
     page.element("#by-step > li > ul > li:nth-child(3) .go").click()
     focused = page.get("focused")
     assert page.boxes["inner step 2"]["id"] == focused

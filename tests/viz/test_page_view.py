@@ -270,6 +270,36 @@ def test_expanding_2_000_nodes_at_once_draws_them_all(show: Show) -> None:
     assert sum(not box["open"] for box in page.get("boxes")) == len(graph.nodes)
 
 
+def test_colours_follow_the_system(show: Show) -> None:
+    page = show(marked())
+    for scheme, back in [("light", "#f7f7f5"), ("dark", "#15171c"), ("light", "#f7f7f5")]:
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        page.wait(lambda back=back: f'fill="{back}"' in page.script("return torchopt.svg()"), back)
+        assert scheme == page.script(
+            "return matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light'"
+        )
+
+
+def test_canvas_is_drawn_on(show: Show) -> None:
+    page = show(marked())
+    pixels = page.script("""
+        const canvas = document.getElementById("canvas");
+        const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        const colours = new Map();
+        for (let i = 0; i < data.length; i += 4) {
+            const colour = data.slice(i, i + 3).join();
+            colours.set(colour, (colours.get(colour) ?? 0) + 1);
+        }
+        return Object.fromEntries(colours);
+    """)
+    output_fill, cut_fill, nowhere = "217,239,212", "251,224,218", "1,2,3"
+    area = page.boxes["loss"]["width"] * page.boxes["loss"]["height"]
+    assert 0.5 * area < pixels[output_fill] < area
+    assert pixels[cut_fill] > 2 * area
+    assert nowhere not in pixels
+
+
 def test_nothing_is_loaded_from_elsewhere(show: Show) -> None:
     page = show(marked())
     assert page.script("return performance.getEntriesByType('resource').map((e) => e.name)") == []

@@ -126,7 +126,6 @@ def _pack(graph: Graph) -> bytes:
         "savedShape": texts(_shape(tensor.shape) for tensor in saved),
         "savedDtype": texts(tensor.dtype for tensor in saved),
         "savedBytes": [tensor.nbytes for tensor in saved],
-        "savedStorage": [tensor.storage for tensor in saved],
         "savedLeaf": [int(tensor.leaf) for tensor in saved],
         "targetStep": [after - before for before, after in pairwise(targets)],
         "sourceOffset": [_zigzag(target - source) for target, source in edges],

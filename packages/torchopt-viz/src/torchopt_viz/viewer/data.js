@@ -1,4 +1,4 @@
-/** Decode the graph of the page; `pack` in the Python package wrote it. */
+/** Decode the graph of the page: a head in JSON, then columns of numbers, lowest bytes first. */
 async function readGraph() {
   if (typeof DecompressionStream === "undefined") {
     throw new Error("This browser is too old for the page: it has no DecompressionStream.");

@@ -120,7 +120,8 @@ function drawFrameTitle(pen, box, { tree, colours, detail, hovered }) {
   const sign = hovered === box.id ? colours.accent : colours.faint;
   const title = fitted(tree.title(box.id), TITLE, box.width - 44);
   pen.text("−", box.x + 13, box.y + 20, { font: TITLE, fill: sign });
-  pen.text(title, box.x + 27, box.y + 20, { font: TITLE, fill: colours.text });
+  const halo = colours.back;
+  pen.text(title, box.x + 27, box.y + 20, { font: TITLE, fill: colours.text, halo });
 }
 
 function drawLink(pen, link, { tree, colours, detail }, strong, faded) {
@@ -135,16 +136,22 @@ function drawLink(pen, link, { tree, colours, detail }, strong, faded) {
   pen.arrow(points.length > 2 ? points.at(-2) : before, end, stroke);
   if (count > 1 && !faded && tree.isContainer(link.from) && tree.isContainer(link.to)) {
     const text = `×${formatCount(count)}`;
-    const middle = points.length % 2 ? points[(points.length - 1) / 2] : halfway(points);
+    const middle = countPlace(points);
     const half = textWidth(text, SMALL) / 2 + 3;
     pen.box(middle.x - half, middle.y - 7, 2 * half, 14, 4, { fill: colours.back });
-    pen.text(text, middle.x, middle.y + 4, { font: SMALL, fill: stroke, align: "center" });
+    const fill = strong ? colours.accent : colours.faint;
+    pen.text(text, middle.x, middle.y + 4, { font: SMALL, fill, align: "center" });
   }
 }
 
-function halfway(points) {
-  const [a, b] = [points[points.length / 2 - 1], points[points.length / 2]];
-  return { x: (a.x + b.x) / 2, y: (a.y + b.y) / 2 };
+/** A point on the longest stretch of a link, past its middle, where a frame may have its title. */
+function countPlace(points) {
+  const length = (i) => Math.hypot(points[i].x - points[i - 1].x, points[i].y - points[i - 1].y);
+  let longest = 1;
+  for (let i = 2; i < points.length; i++) if (length(i) > length(longest)) longest = i;
+  const [from, to] = [points[longest - 1], points[longest]];
+  const share = points.length === 2 ? 0.5 : 0.65;
+  return { x: from.x + share * (to.x - from.x), y: from.y + share * (to.y - from.y) };
 }
 
 function drawBox(pen, box, { tree, colours, detail, hovered }) {
@@ -210,11 +217,18 @@ class CanvasPen {
     this.context.fill(new Path2D(arrowPath(from, to)));
   }
 
-  text(text, x, y, { font, fill, align = "left" }) {
-    this.context.font = font;
-    this.context.fillStyle = fill;
-    this.context.textAlign = align;
-    this.context.fillText(text, x, y);
+  text(text, x, y, { font, fill, align = "left", halo }) {
+    const { context } = this;
+    context.font = font;
+    context.textAlign = align;
+    if (halo) {
+      context.strokeStyle = halo;
+      context.lineWidth = 4;
+      context.lineJoin = "round";
+      context.strokeText(text, x, y);
+    }
+    context.fillStyle = fill;
+    context.fillText(text, x, y);
   }
 }
 
@@ -250,9 +264,10 @@ class SvgPen {
     this.#add("path", { d: arrowPath(from, to), fill });
   }
 
-  text(text, x, y, { font, fill, align }) {
+  text(text, x, y, { font, fill, align, halo }) {
     const anchor = align === "center" ? "middle" : undefined;
-    const style = `font:${font}`;
+    const around = halo ? `;paint-order:stroke;stroke:${halo};stroke-width:4px` : "";
+    const style = `font:${font}${around}`;
     this.#add("text", { x: tidy(x), y: tidy(y), fill, "text-anchor": anchor, style }, text);
   }
 

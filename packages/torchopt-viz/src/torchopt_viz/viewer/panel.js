@@ -6,6 +6,7 @@ const CAUSES = {
   integer: "turned into integers",
 };
 const MANY_ROWS = 200;
+const FEW_STEPS = 12;
 const REST = "the rest";
 
 function element(tag, { text, title, ...attributes } = {}, children = []) {
@@ -108,6 +109,7 @@ class Panel {
       item: id,
       below: () => this.#stepRows(id),
       nested: tree.at(id).children.some((child) => tree.isContainer(child)),
+      shown: tree.at(id).times > 0 && tree.at(id).times <= FEW_STEPS,
     }));
     if (own || !rows.length) rows.push({ label: rows.length ? REST : "not in a step or module", bytes: own });
     return rows;
@@ -155,7 +157,7 @@ class Panel {
     list.append(this.#row({ label: `${formatCount(rest.length)} more`, bytes }, total));
   }
 
-  #row({ label, bytes, item, below, nested }, total) {
+  #row({ label, bytes, item, below, nested, shown }, total) {
     const texts = [element("span", { text: label }), element("span", { text: formatBytes(bytes) })];
     const go = element("button", { type: "button", class: "go", title: label }, texts);
     go.style.setProperty("--share", `${total ? (100 * bytes) / total : 0}%`);
@@ -176,6 +178,7 @@ class Panel {
       twist.disabled = true;
       twist.setAttribute("aria-hidden", "true");
     }
+    if (shown) twist.click();
     const row = element("div", { class: "row" }, [twist, go]);
     return element("li", { "data-bytes": bytes }, [row, inner]);
   }

@@ -10,7 +10,6 @@ class Tree {
   constructor(graph) {
     this.graph = graph;
     this.containers = [];
-    this.parent = new Int32Array(graph.size).fill(-1);
     this.byGroup = graph.groups.map((group) => this.#add(group.kind, group.label, group.key));
     this.root = this.byGroup[0];
     const folded = new Map();
