@@ -134,6 +134,35 @@ def marked() -> Graph:
     return build.graph(unreached=("head.bias", UNFRIENDLY + "2"))
 
 
+def beside() -> Graph:
+    """Return two modules side by side, the second one taller."""
+    build = Builder()
+    source = build.node("parameter", "Parameter", name="x")
+    ends = []
+    for name, size in [("short", 2), ("tall", 9)]:
+        module = build.group("module", name)
+        value = source
+        for _ in range(size):
+            value = build.node("function", "SinBackward0", value, group=module)
+        ends.append(value)
+    build.node("output", "Tensor", build.node("function", "AddBackward0", *ends), name="y")
+    return build.graph()
+
+
+def there_and_back() -> Graph:
+    """Return a module that is used before and after another, and a leaf that comes late."""
+    build = Builder()
+    outer = build.group("module", "outer")
+    inner = build.group("module", "inner")
+    x = build.node("parameter", "Parameter", name="x")
+    before = build.node("function", "SinBackward0", x, group=outer)
+    between = build.node("function", "CosBackward0", before, group=inner)
+    late = build.node("parameter", "Parameter", name="late")
+    after = build.node("function", "MulBackward0", between, late, group=outer)
+    build.node("output", "Tensor", after, name="y")
+    return build.graph()
+
+
 def flat(size: int) -> Graph:
     """Return a chain of so many nodes, in no group."""
     build = Builder()

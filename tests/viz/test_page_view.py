@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ._browser import Show, browser, times
-from ._page_graphs import UNFRIENDLY, flat, marked, unrolled
+from ._page_graphs import UNFRIENDLY, beside, flat, marked, there_and_back, unrolled
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +128,56 @@ def test_click_opens_and_closes_a_group_in_place(show: Show) -> None:
     assert not page.boxes["inner step 1"]["open"]
     assert "step1.layers.0.weight" not in page.boxes
     assert page.boxes["inner step 1"]["y"] == pytest.approx(before["y"], abs=1)
+
+
+def test_group_stays_under_the_pointer_when_its_row_shrinks(show: Show) -> None:
+    page = show(beside())
+    before = page.boxes["short"]
+    page.click("short")
+    after = page.boxes["short"]
+    assert (before["open"], after["open"]) == (True, False)
+    assert after["y"] == pytest.approx(before["y"], abs=1)
+    page.click("short")
+    assert page.boxes["short"] == {**before, "y": pytest.approx(before["y"], abs=1)}
+
+
+def test_links_back_to_a_group_are_drawn_upwards(show: Show) -> None:
+    page = show(there_and_back())
+    page.element("#collapse").click()
+    boxes = page.boxes
+    links = {(link["from"], link["to"]): link["points"] for link in page.get("links")}
+    assert set(links) == {
+        *(("x", "outer"), ("late", "outer"), ("outer", "inner"), ("inner", "outer")),
+        ("outer", "y"),
+    }
+    bottom = boxes["outer"]["y"] + boxes["outer"]["height"]
+    assert bottom < boxes["inner"]["y"]
+    for start, end in [("outer", "inner"), ("inner", "outer")]:
+        points = links[start, end]
+        ends = {"outer": bottom, "inner": boxes["inner"]["y"]}
+        assert points[0]["y"] == pytest.approx(ends[start])
+        assert points[-1]["y"] == pytest.approx(ends[end])
+    assert boxes["late"]["y"] == pytest.approx(boxes["x"]["y"])
+
+
+def test_links_end_at_their_boxes(show: Show) -> None:
+    for graph in [there_and_back(), unrolled(2, layers=3), marked()]:
+        page = show(graph)
+        page.open_all(graph)
+        boxes: dict[str, list[dict[str, float]]] = {}
+        for box in page.get("boxes"):
+            boxes.setdefault(box["title"], []).append(box)
+        for link in page.get("links"):
+            for title, point in [
+                (link["from"], link["points"][0]),
+                (link["to"], link["points"][-1]),
+            ]:
+                assert any(
+                    box["x"] - 1 <= point["x"] <= box["x"] + box["width"] + 1
+                    and min(abs(box["y"] - point["y"]), abs(box["y"] + box["height"] - point["y"]))
+                    < 1
+                    for box in boxes[title]
+                )
 
 
 def test_links_between_closed_groups_are_merged_with_a_count(show: Show) -> None:

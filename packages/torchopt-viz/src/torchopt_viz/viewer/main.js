@@ -97,6 +97,11 @@ function listen(viewer) {
 /** What scripts and tests may ask of the page. */
 function handle(viewer) {
   const { tree } = viewer;
+  const inWindow = (point) => {
+    const { x, y, scale } = viewer.view;
+    const { left, top } = canvas.getBoundingClientRect();
+    return { x: left + x + scale * point.x, y: top + y + scale * point.y };
+  };
   return {
     ready: true,
     expand: (id) => viewer.expand(id),
@@ -119,16 +124,14 @@ function handle(viewer) {
     },
     /** What is drawn, with its place in the window. */
     get boxes() {
-      const { x, y, scale } = viewer.view;
-      const { left, top } = canvas.getBoundingClientRect();
+      const { scale } = viewer.view;
       return Array.from(viewer.scene.boxes.values(), (box) => ({
         id: box.id,
         title: tree.title(box.id),
         kind: tree.kind(box.id),
         open: box.open,
         onPath: viewer.path?.items.has(box.id) ?? false,
-        x: left + x + scale * box.x,
-        y: top + y + scale * box.y,
+        ...inWindow(box),
         width: scale * box.width,
         height: scale * box.height,
       }));
@@ -139,6 +142,7 @@ function handle(viewer) {
         to: tree.title(link.to),
         count: link.count,
         onPath: viewer.path?.links.has(link) ?? false,
+        points: link.points.map(inWindow),
       }));
     },
   };
