@@ -32,7 +32,7 @@ _COLORS = {
     "output": ("#a6dba0", "output"),
     "cut": ("#f4826f", "the gradient stops"),
 }
-_SHAPES = {"cut": "octagon", "group": "box3d", "saved": "note"}
+_SHAPES = {"cut": "octagon", "saved": "note"}
 _CLUSTERS = {"step": "#f3f7fb", "module": "#fafafa", "backward": "#f7f0f0"}
 _HIGHLIGHT = "#c2185b"
 # names of unreached tensors in the legend
@@ -218,7 +218,8 @@ class _Drawing:
         self.kinds.add(kind)
         if box.collapsed is not None:
             group = self.graph.groups[box.collapsed]
-            lines = [group.label, f"{len(nodes)} nodes", _bytes(self.memory[group.key])]
+            count = f"{len(nodes)} node" + "s" * (len(nodes) > 1)
+            lines = [group.label, count, _bytes(self.memory[group.key])]
             label = "\n".join(filter(None, lines))
         elif len(nodes) > 1:
             label = listed([node.label for node in nodes])
@@ -227,6 +228,8 @@ class _Drawing:
         style = {"fillcolor": _COLORS[kind][0]}
         if kind in _SHAPES:
             style["shape"] = _SHAPES[kind]
+        if kind == "group":
+            style["peripheries"] = "2"
         if not self.path.isdisjoint(box.nodes):
             style |= {"color": _HIGHLIGHT, "penwidth": "2.5"}
         tooltip = "\n".join(filter(None, map(_tooltip, nodes[:20])))
