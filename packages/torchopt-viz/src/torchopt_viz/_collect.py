@@ -65,8 +65,6 @@ def gradient_graph(
         ['inner step 1', 'outer loss']
         >>> graph.unreached
         ()
-        >>> graph.memory().total
-        72
     """
     return collect(var, read_names(params), recording)
 
@@ -198,9 +196,10 @@ class _Collector:
         self.used: set[Slot] = {slot for slots in self.alive.values() for slot in slots}
         self.used.update(self.outputs.values())
         self.stops = self._stops()
-        self.inputs = _before([*roots, *(function for function, _ in self.stops)])
+        self.inputs, self.shown = self.alive, set(self.alive)
+        if self.stops:
+            self.inputs = _before([*roots, *(function for function, _ in self.stops)])
         self.functions = _in_order(self.inputs)
-        self.shown = set(self.alive)
         if self.stops:
             starts = {*self.alive, *(function for function, _ in self.tensors)}
             self.shown = _after(starts, self.functions, self.inputs)
@@ -321,8 +320,9 @@ class _Collector:
         )
         if is_unseen:
             self.unseen.append(key)
-        for name in kept.overwritten:
-            self._add("cut", f"saved {name} overwritten", [key], group=group, cause="in-place")
+        if kept.overwritten:
+            label = f"saved {', '.join(kept.overwritten)} overwritten"
+            self._add("cut", label, [key], group=group, where=where, cause="in-place")
         for i in range(len(function._input_metadata)):
             self._add_named(function, i, key, group)
 
