@@ -16,7 +16,7 @@ from torchopt.typing import TensorTree
 from torchopt_viz._cause import TO_PYTHON
 from torchopt_viz._graph import Cause, Graph, Node, NodeKind, Saved
 from torchopt_viz._groups import Grouping, find_repeats, is_leaf
-from torchopt_viz._memory import Storages, read_kept
+from torchopt_viz._memory import Kept, Storages, is_opaque, read_kept
 from torchopt_viz._names import Names, Params, read_names
 from torchopt_viz._record import Recording
 
@@ -65,8 +65,6 @@ def gradient_graph(
         ['inner step 1', 'outer loss']
         >>> graph.unreached
         ()
-        >>> graph.memory().total
-        72
     """
     return collect(var, read_names(params), recording)
 
@@ -198,9 +196,10 @@ class _Collector:
         self.used: set[Slot] = {slot for slots in self.alive.values() for slot in slots}
         self.used.update(self.outputs.values())
         self.stops = self._stops()
-        self.inputs = _before([*roots, *(function for function, _ in self.stops)])
+        self.inputs, self.shown = self.alive, set(self.alive)
+        if self.stops:
+            self.inputs = _before([*roots, *(function for function, _ in self.stops)])
         self.functions = _in_order(self.inputs)
-        self.shown = set(self.alive)
         if self.stops:
             starts = {*self.alive, *(function for function, _ in self.tensors)}
             self.shown = _after(starts, self.functions, self.inputs)
@@ -208,6 +207,7 @@ class _Collector:
         self.nodes: list[Node] = []
         self.edges: list[tuple[int, int]] = []
         self.key_of: dict[Slot, int] = {}
+        self.unseen: list[int] = []
         self.storages = Storages()
 
     def _stops(self) -> dict[Slot, list[_Stop]]:
@@ -253,7 +253,8 @@ class _Collector:
             self._add_output(name, slot)
         edges = tuple(dict.fromkeys(self.edges))
         nodes, groups = grouping.finish(self.nodes, edges)
-        return Graph(nodes, edges, groups, find_repeats(nodes, edges, groups), self._unreached())
+        repeats = find_repeats(nodes, edges, groups)
+        return Graph(nodes, edges, groups, repeats, self._unreached(), tuple(self.unseen))
 
     def _add(
         self,
@@ -303,7 +304,7 @@ class _Collector:
         group = grouping.of(function)
         metadata = next(iter(function._input_metadata), None)
         saved: tuple[Saved, ...] = ()
-        kept = read_kept(function)
+        kept, is_unseen = self._kept(function)
         if function in self.alive:
             saved = tuple(self.storages.count(name, x) for name, x in kept.tensors)
         key = self._add(
@@ -317,11 +318,20 @@ class _Collector:
             where=where,
             attrs=kept.attrs,
         )
-        self.key_of[function, 0] = key
-        for name in kept.overwritten:
-            self._add("cut", f"saved {name} overwritten", [key], group=group, cause="in-place")
+        if is_unseen:
+            self.unseen.append(key)
+        if kept.overwritten:
+            label = f"saved {', '.join(kept.overwritten)} overwritten"
+            self._add("cut", label, [key], group=group, where=where, cause="in-place")
         for i in range(len(function._input_metadata)):
             self._add_named(function, i, key, group)
+
+    def _kept(self, function: Function) -> tuple[Kept, bool]:
+        """Return what a function keeps, and whether that may be more."""
+        number = function._sequence_nr()
+        if self.recording is not None and self.recording.held.knows(number):
+            return self.recording.held.of(number), False
+        return read_kept(function), is_opaque(function)
 
     def _add_named(self, function: Function, i: int, key: int, group: int) -> None:
         slot = (function, i)

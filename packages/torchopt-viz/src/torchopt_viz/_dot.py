@@ -32,11 +32,11 @@ _COLORS = {
     "output": ("#a6dba0", "output"),
     "cut": ("#f4826f", "the gradient stops"),
 }
-_SHAPES = {"cut": "octagon", "group": "box3d", "saved": "note"}
+_SHAPES = {"cut": "octagon", "saved": "note"}
 _CLUSTERS = {"step": "#f3f7fb", "module": "#fafafa", "backward": "#f7f0f0"}
 _HIGHLIGHT = "#c2185b"
-# names of unreached tensors in the legend
-_LISTED = 12
+# names in one place
+_LISTED = 24
 
 
 def make_dot(
@@ -66,7 +66,8 @@ def make_dot(
         show_saved: Whether to show the tensors that functions keep for the backward pass.
         max_attr_chars: Attributes are cut to this length.
         group_by: Draw frames around inner steps (``"step"``), modules (``"module"``) or both.
-        fold: Draw each chain of elementwise functions as one box that lists them.
+        fold: Draw each chain of elementwise functions as one box that lists them, and likewise
+            tensors that come from and go to the same boxes.
         max_depth: Open only so many levels of groups; a deeper one is one box. Needs ``group_by``.
         highlight: A tensor, or its name: mark its paths to the output.
         recording: What :func:`record` has seen of the computation: adds the exact modules, and
@@ -90,24 +91,21 @@ def make_dot(
         True
     """
     kinds = _kinds(group_by)
-    if (
-        isinstance(max_attr_chars, bool)
-        or not isinstance(max_attr_chars, int)
-        or max_attr_chars < 1
-    ):
-        raise ValueError(f"`max_attr_chars` must be a positive integer, got {max_attr_chars!r}")
-    if max_depth is not None and not kinds:
-        raise ValueError(f"`max_depth={max_depth}` is a depth of groups: choose `group_by`, too")
-    if max_depth is not None and max_depth < 0:
-        raise ValueError(f"`max_depth` must be non-negative or None, got {max_depth}")
+    _check(kinds, max_depth, max_attr_chars)
     names = read_names(params)
+    name: str | None
     if isinstance(highlight, Tensor):
-        highlight = names.of.setdefault(highlight, "highlighted").split(", ")[0]
+        name = names.of.setdefault(highlight, "highlighted").split(", ")[0]
+    elif highlight is None or isinstance(highlight, str):
+        name = highlight
+    else:
+        raise TypeError(f"`highlight` must be a tensor or a name, got {type(highlight).__name__}")
     graph = collect(var, names, recording)
     try:
-        path = frozenset(() if highlight is None else graph.path(highlight))
+        path = frozenset(() if name is None else graph.path(name))
     except KeyError as error:
-        raise ValueError(f"`highlight`: {error.args[0]}") from None
+        problem = error.args[0] if name is highlight else "the tensor does not reach the output"
+        raise ValueError(f"`highlight`: {problem}") from None
     shown = view(graph, kinds, max_depth, fold)
     return _Drawing(graph, shown, path, show_attrs, show_saved, max_attr_chars).dot()
 
@@ -118,6 +116,18 @@ def _kinds(group_by: GroupBy | Sequence[GroupBy] | None) -> set[str]:
         if kind not in ("step", "module"):
             raise ValueError(f"`group_by` must be 'step', 'module', both or None, got {group_by!r}")
     return {*chosen, *(["backward"] if "module" in chosen else [])}
+
+
+def _check(kinds: set[str], max_depth: int | None, max_attr_chars: int) -> None:
+    for name, number in (("max_depth", max_depth), ("max_attr_chars", max_attr_chars)):
+        if isinstance(number, bool) or not isinstance(number, (int, type(None))):
+            raise TypeError(f"`{name}` must be an integer, got {type(number).__name__}")
+    if max_attr_chars < 1:
+        raise ValueError(f"`max_attr_chars` must be a positive integer, got {max_attr_chars}")
+    if max_depth is not None and max_depth < 0:
+        raise ValueError(f"`max_depth` must be non-negative or None, got {max_depth}")
+    if max_depth is not None and not kinds:
+        raise ValueError(f"`max_depth={max_depth}` is a depth of groups: choose `group_by`, too")
 
 
 def resize_graph(
@@ -138,7 +148,7 @@ def resize_graph(
         >>> dot.graph_attr["size"]
         '15.0,15.0'
     """
-    size = max(float(min_size), len(dot.body) * size_per_element)
+    size = float(max(min_size, len(dot.body) * size_per_element))
     dot.graph_attr["size"] = f"{size},{size}"
 
 
@@ -218,15 +228,18 @@ class _Drawing:
         self.kinds.add(kind)
         if box.collapsed is not None:
             group = self.graph.groups[box.collapsed]
-            lines = [group.label, f"{len(nodes)} nodes", _bytes(self.memory[group.key])]
+            count = f"{len(nodes)} node" + "s" * (len(nodes) > 1)
+            lines = [group.label, count, _bytes(self.memory[group.key])]
             label = "\n".join(filter(None, lines))
         elif len(nodes) > 1:
-            label = listed([node.label for node in nodes])
+            label = _label_of_several(nodes)
         else:
             label = self._label(nodes[0])
         style = {"fillcolor": _COLORS[kind][0]}
         if kind in _SHAPES:
             style["shape"] = _SHAPES[kind]
+        if kind == "group":
+            style["peripheries"] = "2"
         if not self.path.isdisjoint(box.nodes):
             style |= {"color": _HIGHLIGHT, "penwidth": "2.5"}
         tooltip = "\n".join(filter(None, map(_tooltip, nodes[:20])))
@@ -274,6 +287,16 @@ class _Drawing:
             text = 'not reached:<br align="left"/>' + '<br align="left"/>'.join(names)
             rows.append(cell.format(_COLORS["cut"][0], text + '<br align="left"/>'))
         return f'<<table border="0" cellborder="1" cellspacing="2">{"".join(rows)}</table>>'
+
+
+def _label_of_several(nodes: Sequence[Node]) -> str:
+    if nodes[0].kind == "function":
+        return listed([node.label for node in nodes])
+    if nodes[0].kind == "leaf":
+        return f"{len(nodes)} leaves"
+    lines = [f"{node.name} {node.shape}" for node in nodes[:_LISTED]]
+    more = len(nodes) - len(lines)
+    return "\n".join([*lines, f"and {more} more"] if more else lines)
 
 
 def _tooltip(node: Node) -> str:

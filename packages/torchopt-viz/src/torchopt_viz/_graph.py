@@ -99,7 +99,7 @@ class Graph(NamedTuple):
         >>> net = torch.nn.Linear(2, 1)
         >>> graph = gradient_graph(net(torch.ones(1, 2)), dict(net.named_parameters()))
         >>> [node.name or node.label for node in graph.nodes]
-        ['bias', 'weight', 'TBackward0', 'AddmmBackward0', 'output']
+        ['weight', 'TBackward0', 'bias', 'AddmmBackward0', 'output']
         >>> [graph.nodes[key].label for key in graph.path("weight")]
         ['Parameter', 'TBackward0', 'AddmmBackward0', 'Tensor']
     """
@@ -111,6 +111,9 @@ class Graph(NamedTuple):
     repeats: tuple[Repeat, ...]
     # the names among those given that do not reach an output
     unreached: tuple[str, ...]
+    # keys of functions whose saved tensors torch does not show, such as `torch._foreach_mul`: their
+    # memory is missing from the totals, unless :func:`record` has seen them run
+    unseen: tuple[int, ...]
 
     def memory(self) -> Memory:
         """Return the bytes that each group keeps alive for the backward pass."""

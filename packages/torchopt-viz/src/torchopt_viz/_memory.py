@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchopt_viz._graph import Saved
 
-__all__ = ["Kept", "Storages", "read_kept"]
+__all__ = ["Kept", "Storages", "is_opaque", "read_kept"]
 
 _PLAIN = (bool, int, float, complex, str, torch.dtype, torch.device, torch.layout)
 
@@ -23,7 +23,7 @@ class Kept(NamedTuple):
     # the rest, as text
     attrs: tuple[tuple[str, str], ...]
     # the names of tensors that were overwritten since, so that the backward pass will fail
-    overwritten: tuple[str, ...]
+    overwritten: tuple[str, ...] = ()
 
 
 class Storages:
@@ -114,6 +114,11 @@ def _unless_freed(node: Any, raw: str) -> Any:
         if "already been freed" in str(error):
             return None
         raise
+
+
+def is_opaque(node: Any) -> bool:
+    """Return whether torch does not show what a node keeps."""
+    return type(node).__name__ == "CppFunction"
 
 
 def _is_intact(node: Any, attribute: str) -> bool:

@@ -6,7 +6,7 @@ import bisect
 import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ from torchopt import MetaOptimizer
 from torchopt_viz._cause import Found, find_cause, tensors_in
 from torchopt_viz._frames import find_caller, find_line
 from torchopt_viz._graph import Cause
+from torchopt_viz._held import HeldTensors
 
 __all__ = ["Context", "Cut", "Recording", "record"]
 
@@ -86,6 +87,7 @@ class Recording:
         self._contexts = _Timeline(Context())
         self._places = _Timeline(None)
         self._cuts: dict[tuple[Any, ...], Cut] = {}
+        self.held = HeldTensors()
         # of each step of a meta-optimizer, the sequence numbers of the nodes it ends with
         self.steps: list[set[int]] = []
 
@@ -261,7 +263,8 @@ class _Watcher(TorchFunctionMode):
         # calls after which a tensor no longer knows its history
         edges = [get_gradient_edge(x) for x in sources] if func in _FORGETTING else None
         start = self._next()
-        result = func(*args, **kwargs)
+        with self._watching(func):
+            result = func(*args, **kwargs)
         stop = self._next()
         if stop != start:
             if differentiates:
@@ -275,6 +278,12 @@ class _Watcher(TorchFunctionMode):
             for i in found.sources:
                 self._add_cut(found, sources[i], edges[i])
         return result
+
+    def _watching(self, func: Any) -> AbstractContextManager[None]:
+        """Return the context in which to call a function: torch hides what some of them save."""
+        if getattr(func, "__name__", "").startswith("_foreach_"):
+            return self._recording.held.watching(self._next)
+        return nullcontext()
 
     def _add_cut(self, found: Found, source: Tensor, edge: GradientEdge) -> None:
         where = find_line()

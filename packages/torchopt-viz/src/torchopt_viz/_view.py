@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from torchopt_viz._graph import Graph, Group
 
@@ -25,8 +25,12 @@ _ELEMENTWISE = {
 # fmt: on
 
 
+# what tells boxes apart: "node" or "group", and its key
+Key: TypeAlias = "tuple[str, int]"
+
+
 class Box(NamedTuple):
-    """Something to draw: one node, a chain of them, or a whole group."""
+    """Something to draw: one node, a chain, tensors that are used alike, or a whole group."""
 
     # the keys of the nodes it stands for, in order
     nodes: tuple[int, ...]
@@ -55,7 +59,7 @@ def view(graph: Graph, kinds: Collection[str], max_depth: int | None, fold: bool
         graph: The graph.
         kinds: The kinds of groups to show; nodes of any other are drawn in the group around it.
         max_depth: How many levels of groups are open; None: all. A cut is shown in any case.
-        fold: Whether chains of elementwise functions are one box.
+        fold: Whether chains of elementwise functions, and tensors used alike, are one box.
     """
     around = _visible(graph.groups, kinds)
     inside: dict[int, list[int]] = {}
@@ -63,8 +67,8 @@ def view(graph: Graph, kinds: Collection[str], max_depth: int | None, fold: bool
         chain = around[group.key]
         if group.key > 0 and chain[-1] == group.key and not _is_closed(chain, max_depth):
             inside.setdefault(chain[-2], []).append(group.key)
-    key_of: list[tuple[str, int]] = []
-    home: dict[tuple[str, int], int] = {}
+    key_of: list[Key] = []
+    home: dict[Key, int] = {}
     for node in graph.nodes:
         chain = around[node.group]
         depth = len(chain) - 1 if max_depth is None else min(max_depth, len(chain) - 1)
@@ -74,7 +78,7 @@ def view(graph: Graph, kinds: Collection[str], max_depth: int | None, fold: bool
         home[key] = chain[depth]
     if fold:
         _fold(graph, key_of, home)
-    members: dict[tuple[str, int], list[int]] = {}
+    members: dict[Key, list[int]] = {}
     for number, key in enumerate(key_of):
         members.setdefault(key, []).append(number)
     index = {key: i for i, key in enumerate(members)}
@@ -102,11 +106,13 @@ def _is_closed(chain: Sequence[int], max_depth: int | None) -> bool:
     return max_depth is not None and len(chain) > max_depth + 1
 
 
-def _fold(graph: Graph, key_of: list[tuple[str, int]], home: dict[tuple[str, int], int]) -> None:
-    """Give the nodes of each chain the key of its last node."""
+def _fold(graph: Graph, key_of: list[Key], home: dict[Key, int]) -> None:
+    """Give the nodes of each chain one key, and tensors that come from and go to the same."""
     users: list[list[int]] = [[] for _ in graph.nodes]
+    sources: list[list[int]] = [[] for _ in graph.nodes]
     for source, target in graph.edges:
         users[source].append(target)
+        sources[target].append(source)
     for node in reversed(graph.nodes):  # the users of a node have been seen before
         if len(users[node.key]) != 1 or not _is_elementwise(graph, node.key):
             continue
@@ -115,6 +121,12 @@ def _fold(graph: Graph, key_of: list[tuple[str, int]], home: dict[tuple[str, int
         is_open = mine[0] == theirs[0] == "node" and home[mine] == home[theirs]
         if is_open and _is_elementwise(graph, user):
             key_of[node.key] = theirs
+    alike: dict[object, Key] = {}
+    for node in graph.nodes:
+        key = key_of[node.key]
+        if node.kind in ("parameter", "leaf", "tensor") and key[0] == "node":
+            ends = (frozenset(key_of[end] for end in ends[node.key]) for ends in (sources, users))
+            key_of[node.key] = alike.setdefault((node.kind, home[key], *ends), key)
 
 
 def _is_elementwise(graph: Graph, key: int) -> bool:
