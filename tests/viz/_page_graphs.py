@@ -49,13 +49,14 @@ class Builder:
         self.edges += [(source, key) for source in inputs]
         return key
 
-    def graph(self, unreached: tuple[str, ...] = ()) -> Graph:
+    def graph(self, unreached: tuple[str, ...] = (), unseen: tuple[int, ...] = ()) -> Graph:
         return Graph(
             tuple(self.nodes),
             tuple(self.edges),
             tuple(self.groups),
             tuple(self.repeats),
             unreached,
+            unseen,
         )
 
 
@@ -131,7 +132,7 @@ def marked() -> Graph:
         )
     loss = build.node("function", "SumBackward0", fused, where="train.py:40")
     build.node("output", "Tensor", loss, name="loss")
-    return build.graph(unreached=("head.bias", UNFRIENDLY + "2"))
+    return build.graph(unreached=("head.bias", UNFRIENDLY + "2"), unseen=(loss,))
 
 
 def beside() -> Graph:

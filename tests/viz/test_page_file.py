@@ -70,6 +70,7 @@ def test_file_holds_the_whole_graph(tmp_path: Path, graph: Graph) -> None:
     assert page["groups"] == [[group.parent, group.kind, group.label] for group in graph.groups]
     assert page["repeats"] == [list(repeat.groups) for repeat in graph.repeats]
     assert page["unreached"] == list(graph.unreached)
+    assert page["unseen"] == list(graph.unseen)
     assert page["savedBytes"] == [saved.nbytes for node in graph.nodes for saved in node.saved]
     assert sum(page["savedBytes"]) == graph.memory().total
 

@@ -155,6 +155,14 @@ def test_bytes_of_many_steps_are_folded(show: Show) -> None:
     assert len(rows(page, "#by-step > li > ul")) == 64
 
 
+def test_functions_that_torch_does_not_show_the_tensors_of_are_told(show: Show) -> None:
+    page = show(marked())
+    assert "Not counted: tensors of 1 function that torch does not show" in page.text("#unseen")
+    assert "not shown by torch, not counted" in page.hover("SumBackward0")
+    assert "not shown" not in page.hover("MulBackward0")
+    assert show(unrolled(2)).text("#unseen") == ""
+
+
 def test_row_of_bytes_leads_to_its_group(show: Show) -> None:
     page = show(unrolled(5))
     page.element("#by-step > li > ul > li:nth-child(3) .go").click()

@@ -137,6 +137,7 @@ def _pack(graph: Graph) -> bytes:
             "groups": [[group.parent, group.kind, group.label] for group in graph.groups],
             "repeats": [repeat.groups for repeat in graph.repeats],
             "unreached": graph.unreached,
+            "unseen": graph.unseen,
             "columns": [[name, len(columns[name]), width] for name, (width, _) in packed.items()],
         },
         separators=(",", ":"),

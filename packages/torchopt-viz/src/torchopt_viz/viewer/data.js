@@ -28,6 +28,7 @@ class Graph {
     this.groups = head.groups.map(([parent, kind, label], key) => ({ key, parent, kind, label }));
     this.repeats = head.repeats;
     this.unreached = head.unreached;
+    this.unseen = new Set(head.unseen);
     this.columns = columns;
     this.size = columns.kind.length;
 

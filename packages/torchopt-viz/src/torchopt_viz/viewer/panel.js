@@ -42,6 +42,7 @@ function facts(tree, id) {
     const name = tensor.name.startsWith("saved") ? tensor.name : `saved ${tensor.name}`;
     rows.push([name, `${tensor.shape} ${tensor.dtype} · ${note}`]);
   }
+  if (graph.unseen.has(id)) rows.push(["saved", "not shown by torch, not counted"]);
   for (const [name, value] of graph.attrs(id)) rows.push([name, value]);
   if (place) rows.push(["in", place]);
   if (graph.text("where", id)) rows.push(["line", graph.text("where", id)]);
@@ -70,6 +71,10 @@ class Panel {
     byId("total").dataset.bytes = total;
     byId("leaves").textContent = graph.leafBytes
       ? `${formatBytes(graph.leafBytes)} of it parameters and other leaves`
+      : "";
+    byId("unseen").textContent = graph.unseen.size
+      ? `Not counted: tensors of ${plural(graph.unseen.size, "function")} that torch does not show; ` +
+        "compute under torchopt.visual.record() to see them."
       : "";
     this.#list(byId("by-step"), this.#stepRows(tree.root.id), total);
     this.#list(byId("by-module"), this.#moduleRows(), total);
