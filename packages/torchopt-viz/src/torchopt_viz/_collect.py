@@ -1,0 +1,366 @@
+"""From autograd's graph to records."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import optree
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from torchopt.typing import TensorTree
+from torchopt_viz._cause import TO_PYTHON
+from torchopt_viz._graph import Cause, Graph, Node, NodeKind, Saved
+from torchopt_viz._groups import Grouping, find_repeats, is_leaf
+from torchopt_viz._memory import Kept, Storages, is_opaque, read_kept
+from torchopt_viz._names import Names, Params, read_names
+from torchopt_viz._record import Recording
+
+__all__ = ["collect", "gradient_graph"]
+
+# a node of autograd's graph
+Function: TypeAlias = Any
+# one of its outputs
+Slot: TypeAlias = "tuple[Function, int]"
+
+
+def gradient_graph(
+    var: TensorTree, params: Params = None, *, recording: Recording | None = None
+) -> Graph:
+    """Return the graph that a backward pass from ``var`` goes through, as plain data.
+
+    Its nodes are the functions that ran, the leaves, the tensors that have a name, and the
+    outputs. Inner steps are groups: a function belongs to the first step whose parameters depend
+    on it, and to the outer loss if none does. Modules are groups, too: those that were recorded,
+    or, without a recording, those whose parameters a function uses.
+
+    Args:
+        var: A tensor, or a tree of tensors.
+        params: Names of tensors: a dict from names to tensors, a module, a state of
+            :func:`torchopt.extract_state_dict` with ``enable_visual=True``, pairs of a name and a
+            tensor, or a sequence of these. States of one module are inner steps, in their order.
+        recording: What :func:`record` has seen of the computation. Default: nothing.
+
+    Returns:
+        A :class:`Graph`. It keeps no tensor alive.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: If a tensor of ``var`` has no graph, or a name stands for two tensors.
+
+    Example:
+        >>> import torch, torchopt
+        >>> from torchopt_viz import gradient_graph
+        >>> net = torch.nn.Linear(2, 1, bias=False)
+        >>> states = [torchopt.extract_state_dict(net, enable_visual=True, visual_prefix="step0.")]
+        >>> inner = torchopt.MetaSGD(net, lr=0.1)
+        >>> inner.step(net(torch.ones(1, 2)).square().sum())
+        >>> states += [torchopt.extract_state_dict(net, enable_visual=True, visual_prefix="step1.")]
+        >>> graph = gradient_graph(net(torch.ones(1, 2)).sum(), states)
+        >>> [group.label for group in graph.groups if group.kind == "step"]
+        ['inner step 1', 'outer loss']
+        >>> graph.unreached
+        ()
+    """
+    return collect(var, read_names(params), recording)
+
+
+def collect(var: TensorTree, names: Names, recording: Recording | None) -> Graph:
+    """Return the graph, as :func:`gradient_graph` does, with names that have been read."""
+    if recording is not None and not isinstance(recording, Recording):
+        raise TypeError(
+            "`recording` must be what `with record() as recording:` gives, got "
+            f"{type(recording).__name__}"
+        )
+    return _Collector(_outputs(var), names, recording).graph()
+
+
+def _outputs(var: TensorTree) -> dict[str, Tensor]:
+    """Return the outputs by what they are called."""
+    accessors, leaves, _ = optree.tree_flatten_with_accessor(var)
+    found = {}
+    for accessor, leaf in zip(accessors, leaves, strict=True):
+        name = accessor.codify("output")
+        shown = name.replace("output", "var", 1)
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"`{shown}` must be a tensor, got {type(leaf).__name__}")
+        if not leaf.requires_grad:
+            raise ValueError(
+                f"`{shown}`, a tensor of shape {tuple(leaf.shape)} and {leaf.dtype}, has no graph: "
+                "it does not require grad. Compute it with floating-point numbers from tensors "
+                "that require grad (`requires_grad_()`), outside of `torch.no_grad()`, without "
+                "`detach()`, and with `inplace=False` where an optimizer's update is part of it"
+            )
+        found[name] = leaf
+    if not found:
+        raise TypeError("`var` must be a tensor or a tree of tensors, got a tree without any")
+    return found
+
+
+def _slot(edge: GradientEdge) -> Slot:
+    return edge.node, edge.output_nr
+
+
+class _Stop(NamedTuple):
+    """A cut that is to become a node."""
+
+    cause: Cause
+    label: str
+    where: str | None
+
+
+def _before(roots: Iterable[Function]) -> dict[Function, list[Slot]]:
+    """Return the inputs of all functions that the roots depend on."""
+    inputs: dict[Function, list[Slot]] = {}
+    todo = list(roots)
+    while todo:
+        function = todo.pop()
+        if function not in inputs:
+            inputs[function] = [slot for slot in function.next_functions if slot[0] is not None]
+            todo += [source for source, _ in inputs[function]]
+    return inputs
+
+
+def _in_order(inputs: dict[Function, list[Slot]]) -> list[Function]:
+    """Return functions in order of creation, and after those they depend on.
+
+    Sequence numbers count for each thread, so they order what the data leave open.
+    """
+    users: dict[Function, list[Function]] = {function: [] for function in inputs}
+    missing = {}
+    for function, slots in inputs.items():
+        sources = {source for source, _ in slots}
+        missing[function] = len(sources)
+        for source in sources:
+            users[source].append(function)
+    ties = itertools.count()
+    ready = [(_rank(f), next(ties), f) for f in inputs if missing[f] == 0]
+    heapq.heapify(ready)
+    order: list[Function] = []
+    while ready:
+        function = heapq.heappop(ready)[-1]
+        order.append(function)
+        for user in users[function]:
+            missing[user] -= 1
+            if missing[user] == 0:
+                heapq.heappush(ready, (_rank(user), next(ties), user))
+    return order
+
+
+def _after(
+    starts: set[Function], order: Sequence[Function], inputs: dict[Function, list[Slot]]
+) -> set[Function]:
+    """Return the functions that depend on a start, the starts included."""
+    found = set(starts)
+    for function in order:
+        if any(source in found for source, _ in inputs[function]):
+            found.add(function)
+    return found
+
+
+def _rank(function: Function) -> int:
+    return -1 if is_leaf(function) else int(function._sequence_nr())
+
+
+def _is_step(function: Function) -> bool:
+    forward = getattr(function, "_forward_cls", None)
+    return forward is not None and forward.__module__.startswith("torchopt_accel.")
+
+
+def _label(function: Function) -> str:
+    if not _is_step(function):
+        return str(function.name())
+    is_backward = hasattr(function, "call")
+    step = function.call.step if is_backward else function.step
+    return f"{step.kernel.name} step" + (" backward" if is_backward else "")
+
+
+class _Collector:
+    """Makes the records of one graph."""
+
+    def __init__(
+        self, outputs: dict[str, Tensor], names: Names, recording: Recording | None
+    ) -> None:
+        self.names = names
+        self.recording = recording
+        self.outputs = {name: _slot(get_gradient_edge(x)) for name, x in outputs.items()}
+        self.tensors: dict[Slot, Tensor] = {
+            _slot(get_gradient_edge(x)): x for x in names.of if x.requires_grad
+        }
+        roots = [function for function, _ in self.outputs.values()]
+        self.alive = _before(roots)
+        self.used: set[Slot] = {slot for slots in self.alive.values() for slot in slots}
+        self.used.update(self.outputs.values())
+        self.stops = self._stops()
+        self.inputs, self.shown = self.alive, set(self.alive)
+        if self.stops:
+            self.inputs = _before([*roots, *(function for function, _ in self.stops)])
+        self.functions = _in_order(self.inputs)
+        if self.stops:
+            starts = {*self.alive, *(function for function, _ in self.tensors)}
+            self.shown = _after(starts, self.functions, self.inputs)
+
+        self.nodes: list[Node] = []
+        self.edges: list[tuple[int, int]] = []
+        self.key_of: dict[Slot, int] = {}
+        self.unseen: list[int] = []
+        self.storages = Storages()
+
+    def _stops(self) -> dict[Slot, list[_Stop]]:
+        """Return the cuts to show.
+
+        A number that Python gets, for example to print it, matters where a tensor of the graph is
+        converted, or where it is why a named tensor does not reach the output.
+        """
+        if self.recording is None:
+            return {}
+        cuts = [
+            cut for cut in self.recording.cuts if _slot(cut.source) not in self.outputs.values()
+        ]
+        quiet = [cut.source.node for cut in cuts if cut.operation in TO_PYTHON]
+        inputs = _before(function for function in quiet if function not in self.alive)
+        lost = {function for function, i in self.tensors if (function, i) not in self.used}
+        reason = {*self.alive, *_after(lost, _in_order(inputs), inputs)} if quiet else set()
+        stops: dict[Slot, list[_Stop]] = {}
+        for cut in cuts:
+            if cut.operation not in TO_PYTHON or cut.source.node in reason:
+                stop = _Stop(cut.cause, cut.operation, cut.where)
+                stops.setdefault(_slot(cut.source), []).append(stop)
+        return stops
+
+    def graph(self) -> Graph:
+        """Return the graph."""
+        for function in self.functions:
+            if function in self.alive and is_leaf(function):
+                self.storages.add_leaf(function.variable)
+        grouping = Grouping(self.functions, self.inputs, self.names, self.recording, self.alive)
+        for function in self.functions:
+            if function not in self.shown or is_leaf(function):
+                continue
+            inputs = [slot for slot in self.inputs[function] if slot[0] in self.shown]
+            for slot in inputs:
+                if slot not in self.key_of and is_leaf(slot[0]):
+                    self._add_leaf(slot)
+            self._add_function(function, inputs, grouping)
+        for slot in [*self.outputs.values(), *self.stops]:
+            if slot not in self.key_of and slot[0] in self.shown:
+                self._add_leaf(slot)
+        for name, slot in self.outputs.items():
+            self._add_output(name, slot)
+        edges = tuple(dict.fromkeys(self.edges))
+        nodes, groups = grouping.finish(self.nodes, edges)
+        repeats = find_repeats(nodes, edges, groups)
+        return Graph(nodes, edges, groups, repeats, self._unreached(), tuple(self.unseen))
+
+    def _add(
+        self,
+        kind: NodeKind,
+        label: str,
+        inputs: Sequence[int] = (),
+        name: str | None = None,
+        shape: Sequence[int] | None = None,
+        dtype: torch.dtype | None = None,
+        saved: tuple[Saved, ...] = (),
+        group: int = 0,
+        where: str | None = None,
+        attrs: tuple[tuple[str, str], ...] = (),
+        cause: Cause | None = None,
+    ) -> int:
+        key = len(self.nodes)
+        size = None if shape is None else tuple(map(int, shape))
+        kept = None if dtype is None else str(dtype).removeprefix("torch.")
+        self.nodes.append(
+            Node(key, kind, label, name, size, kept, saved, group, where, attrs, cause)
+        )
+        self.edges += [(source, key) for source in inputs]
+        return key
+
+    def _add_tensor(self, kind: NodeKind, tensor: Tensor, inputs: Sequence[int], group: int) -> int:
+        return self._add(
+            kind,
+            type(tensor).__name__,
+            inputs,
+            name=self.names.of.get(tensor),
+            shape=tensor.shape,
+            dtype=tensor.dtype,
+            group=group,
+        )
+
+    def _add_leaf(self, slot: Slot) -> None:
+        tensor = slot[0].variable
+        kind: NodeKind = "parameter" if tensor in self.names.of else "leaf"
+        # the group is settled when the users are known
+        self.key_of[slot] = self._add_tensor(kind, tensor, (), -1)
+        self._add_stops(slot, -1)
+
+    def _add_function(self, function: Function, inputs: Sequence[Slot], grouping: Grouping) -> None:
+        where = None
+        if self.recording is not None:
+            where = self.recording.where(function._sequence_nr())
+        group = grouping.of(function)
+        metadata = next(iter(function._input_metadata), None)
+        saved: tuple[Saved, ...] = ()
+        kept, is_unseen = self._kept(function)
+        if function in self.alive:
+            saved = tuple(self.storages.count(name, x) for name, x in kept.tensors)
+        key = self._add(
+            "step" if _is_step(function) else "function",
+            _label(function),
+            [self.key_of[slot] for slot in inputs],
+            shape=None if metadata is None else metadata.shape,
+            dtype=None if metadata is None else metadata.dtype,
+            saved=saved,
+            group=group,
+            where=where,
+            attrs=kept.attrs,
+        )
+        if is_unseen:
+            self.unseen.append(key)
+        if kept.overwritten:
+            label = f"saved {', '.join(kept.overwritten)} overwritten"
+            self._add("cut", label, [key], group=group, where=where, cause="in-place")
+        for i in range(len(function._input_metadata)):
+            self._add_named(function, i, key, group)
+
+    def _kept(self, function: Function) -> tuple[Kept, bool]:
+        """Return what a function keeps, and whether that may be more."""
+        number = function._sequence_nr()
+        if self.recording is not None and self.recording.held.knows(number):
+            return self.recording.held.of(number), False
+        return read_kept(function), is_opaque(function)
+
+    def _add_named(self, function: Function, i: int, key: int, group: int) -> None:
+        slot = (function, i)
+        self.key_of[slot] = key
+        tensor = self.tensors.get(slot)
+        if tensor is not None and (slot in self.used or slot in self.stops):
+            self.key_of[slot] = self._add_tensor("tensor", tensor, [key], group)
+        self._add_stops(slot, group)
+
+    def _add_stops(self, slot: Slot, group: int) -> None:
+        for cause, label, where in self.stops.get(slot, ()):
+            source = self.key_of[slot]
+            self._add("cut", label, [source], group=group, where=where, cause=cause)
+
+    def _add_output(self, name: str, slot: Slot) -> None:
+        source = self.nodes[self.key_of[slot]]
+        metadata = slot[0]._input_metadata[slot[1]] if not is_leaf(slot[0]) else None
+        self._add(
+            "output",
+            "Tensor",
+            [source.key],
+            name=name,
+            shape=source.shape if metadata is None else metadata.shape,
+            dtype=None if metadata is None else metadata.dtype,
+        )
+
+    def _unreached(self) -> tuple[str, ...]:
+        return tuple(
+            name
+            for name, x in self.names.wanted.items()
+            if not x.requires_grad or _slot(get_gradient_edge(x)) not in self.used
+        )

@@ -1,0 +1,316 @@
+"""Pictures of gradient graphs, for Graphviz."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape as html
+from typing import Literal
+
+import graphviz  # type: ignore[import-untyped]
+from torch import Tensor
+
+from torchopt.typing import TensorTree
+from torchopt_viz._collect import collect
+from torchopt_viz._graph import Graph, Node
+from torchopt_viz._names import Params, read_names
+from torchopt_viz._picture import Picture
+from torchopt_viz._record import Recording
+from torchopt_viz._view import Box, View, listed, view
+
+__all__ = ["make_dot", "resize_graph"]
+
+GroupBy = Literal["step", "module"]
+
+_COLORS = {
+    "parameter": ("#9ecae1", "leaf with a name"),
+    "leaf": ("#e3eef9", "leaf"),
+    "tensor": ("#c7d7f0", "tensor with a name"),
+    "function": ("#eeeeee", "function"),
+    "step": ("#d5b8e8", "fused optimizer step"),
+    "group": ("#fff3c4", "closed group"),
+    "saved": ("#fdc586", "saved for backward"),
+    "output": ("#a6dba0", "output"),
+    "cut": ("#f4826f", "the gradient stops"),
+}
+_SHAPES = {"cut": "octagon", "saved": "note"}
+_CLUSTERS = {"step": "#f3f7fb", "module": "#fafafa", "backward": "#f7f0f0"}
+_HIGHLIGHT = "#c2185b"
+# names in one place
+_LISTED = 24
+
+
+def make_dot(
+    var: TensorTree,
+    params: Params = None,
+    show_attrs: bool = False,
+    show_saved: bool = False,
+    max_attr_chars: int = 50,
+    *,
+    group_by: GroupBy | Sequence[GroupBy] | None = None,
+    fold: bool = False,
+    max_depth: int | None = None,
+    highlight: Tensor | str | None = None,
+    recording: Recording | None = None,
+) -> graphviz.Digraph:
+    """Draw the graph that a backward pass from ``var`` goes through.
+
+    Arrows follow the data, from parameters to outputs. The colours are explained in the picture,
+    and so is which of the named tensors do not reach the output.
+
+    Args:
+        var: A tensor, or a tree of tensors.
+        params: Names of tensors: a dict from names to tensors, a module, a state of
+            :func:`torchopt.extract_state_dict` with ``enable_visual=True``, pairs of a name and a
+            tensor, or a sequence of these. States of one module are inner steps, in their order.
+        show_attrs: Whether to list what functions keep apart from tensors.
+        show_saved: Whether to show the tensors that functions keep for the backward pass.
+        max_attr_chars: Attributes are cut to this length.
+        group_by: Draw frames around inner steps (``"step"``), modules (``"module"``) or both.
+        fold: Draw each chain of elementwise functions as one box that lists them, and likewise
+            tensors that come from and go to the same boxes.
+        max_depth: Open only so many levels of groups; a deeper one is one box. Needs ``group_by``.
+        highlight: A tensor, or its name: mark its paths to the output.
+        recording: What :func:`record` has seen of the computation: adds the exact modules, and
+            the places where gradients stop.
+
+    Returns:
+        A :class:`graphviz.Digraph`. Its ``source`` needs no program; its ``render`` and ``pipe``
+        need Graphviz, and say so where it is missing.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: If a tensor of ``var`` has no graph, a name stands for two tensors, what to
+            highlight does not reach the output, or a number or choice is out of range.
+
+    Example:
+        >>> import torch
+        >>> from torchopt_viz import make_dot
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh())
+        >>> dot = make_dot(net(torch.ones(1, 2)).sum(), dict(net.named_parameters()))
+        >>> "0.weight" in dot.source
+        True
+    """
+    kinds = _kinds(group_by)
+    _check(kinds, max_depth, max_attr_chars)
+    names = read_names(params)
+    name: str | None
+    if isinstance(highlight, Tensor):
+        name = names.of.setdefault(highlight, "highlighted").split(", ")[0]
+    elif highlight is None or isinstance(highlight, str):
+        name = highlight
+    else:
+        raise TypeError(f"`highlight` must be a tensor or a name, got {type(highlight).__name__}")
+    graph = collect(var, names, recording)
+    try:
+        path = frozenset(() if name is None else graph.path(name))
+    except KeyError as error:
+        problem = error.args[0] if name is highlight else "the tensor does not reach the output"
+        raise ValueError(f"`highlight`: {problem}") from None
+    shown = view(graph, kinds, max_depth, fold)
+    return _Drawing(graph, shown, path, show_attrs, show_saved, max_attr_chars).dot()
+
+
+def _kinds(group_by: GroupBy | Sequence[GroupBy] | None) -> set[str]:
+    chosen = [group_by] if isinstance(group_by, str) else list(group_by or ())
+    for kind in chosen:
+        if kind not in ("step", "module"):
+            raise ValueError(f"`group_by` must be 'step', 'module', both or None, got {group_by!r}")
+    return {*chosen, *(["backward"] if "module" in chosen else [])}
+
+
+def _check(kinds: set[str], max_depth: int | None, max_attr_chars: int) -> None:
+    for name, number in (("max_depth", max_depth), ("max_attr_chars", max_attr_chars)):
+        if isinstance(number, bool) or not isinstance(number, (int, type(None))):
+            raise TypeError(f"`{name}` must be an integer, got {type(number).__name__}")
+    if max_attr_chars < 1:
+        raise ValueError(f"`max_attr_chars` must be a positive integer, got {max_attr_chars}")
+    if max_depth is not None and max_depth < 0:
+        raise ValueError(f"`max_depth` must be non-negative or None, got {max_depth}")
+    if max_depth is not None and not kinds:
+        raise ValueError(f"`max_depth={max_depth}` is a depth of groups: choose `group_by`, too")
+
+
+def resize_graph(
+    dot: graphviz.Digraph, size_per_element: float = 0.5, min_size: float = 12.0
+) -> None:
+    """Scale the canvas of a picture with how much is in it, in place.
+
+    Args:
+        dot: The picture.
+        size_per_element: Inches for each line of the picture's text. Default: 0.5.
+        min_size: Inches at least. Default: 12.0.
+
+    Example:
+        >>> import graphviz
+        >>> from torchopt_viz import resize_graph
+        >>> dot = graphviz.Digraph(body=["a -> b"] * 30)
+        >>> resize_graph(dot)
+        >>> dot.graph_attr["size"]
+        '15.0,15.0'
+    """
+    size = float(max(min_size, len(dot.body) * size_per_element))
+    dot.graph_attr["size"] = f"{size},{size}"
+
+
+class _Drawing:
+    """Writes the text of a picture."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        shown: View,
+        path: frozenset[int],
+        show_attrs: bool,
+        show_saved: bool,
+        max_attr_chars: int,
+    ) -> None:
+        self.graph = graph
+        self.view = shown
+        self.path = path
+        self.show_attrs = show_attrs
+        self.show_saved = show_saved
+        self.max_attr_chars = max_attr_chars
+        self.memory = graph.memory().inclusive
+        self.boxes: dict[int, list[int]] = {}
+        for i, box in enumerate(shown.boxes):
+            self.boxes.setdefault(box.group, []).append(i)
+        self.kinds: set[str] = set()
+
+    def dot(self) -> graphviz.Digraph:
+        """Return the picture."""
+        dot = Picture(
+            "gradient_graph",
+            graph_attr={"rankdir": "TB", "ranksep": "0.25", "nodesep": "0.15", "compound": "true"},
+            node_attr={
+                "style": "filled",
+                "shape": "box",
+                "fontname": "Helvetica",
+                "fontsize": "10",
+                "height": "0.2",
+                "margin": "0.08,0.04",
+                "color": "#666666",
+            },
+            edge_attr={"arrowsize": "0.6", "color": "#777777"},
+        )
+        self._draw_group(dot, 0)
+        marked = {self.view.box_of[key] for key in self.path}
+        for source, target in self.view.edges:
+            if source in marked and target in marked:
+                dot.edge(f"n{source}", f"n{target}", color=_HIGHLIGHT, penwidth="2.5")
+            else:
+                dot.edge(f"n{source}", f"n{target}")
+        dot.node("legend", self._legend(), shape="plain", style="")
+        resize_graph(dot)
+        return dot
+
+    def _draw_group(self, dot: graphviz.Digraph, key: int) -> None:
+        """Write the boxes of a group, and the groups within it."""
+        for i in self.boxes.get(key, ()):
+            self._draw_box(dot, i, self.view.boxes[i])
+        for inner in self.view.inside.get(key, ()):
+            group = self.graph.groups[inner]
+            with dot.subgraph(name=f"cluster_{inner}") as cluster:
+                size = _bytes(self.memory[inner])
+                cluster.attr(
+                    label=graphviz.escape(f"{group.label}  ({size})" if size else group.label),
+                    style="rounded,filled",
+                    fillcolor=_CLUSTERS[group.kind],
+                    color="#999999",
+                    fontname="Helvetica",
+                    fontsize="11",
+                    labeljust="l",
+                )
+                self._draw_group(cluster, inner)
+
+    def _draw_box(self, dot: graphviz.Digraph, i: int, box: Box) -> None:
+        nodes = [self.graph.nodes[key] for key in box.nodes]
+        kind = nodes[0].kind if box.collapsed is None else "group"
+        self.kinds.add(kind)
+        if box.collapsed is not None:
+            group = self.graph.groups[box.collapsed]
+            count = f"{len(nodes)} node" + "s" * (len(nodes) > 1)
+            lines = [group.label, count, _bytes(self.memory[group.key])]
+            label = "\n".join(filter(None, lines))
+        elif len(nodes) > 1:
+            label = _label_of_several(nodes)
+        else:
+            label = self._label(nodes[0])
+        style = {"fillcolor": _COLORS[kind][0]}
+        if kind in _SHAPES:
+            style["shape"] = _SHAPES[kind]
+        if kind == "group":
+            style["peripheries"] = "2"
+        if not self.path.isdisjoint(box.nodes):
+            style |= {"color": _HIGHLIGHT, "penwidth": "2.5"}
+        tooltip = "\n".join(filter(None, map(_tooltip, nodes[:20])))
+        dot.node(
+            f"n{i}", graphviz.escape(label), tooltip=graphviz.escape(tooltip or label), **style
+        )
+        if self.show_saved and box.collapsed is None:
+            self._draw_saved(dot, i, nodes)
+
+    def _draw_saved(self, dot: graphviz.Digraph, i: int, nodes: Sequence[Node]) -> None:
+        for j, saved in enumerate(saved for node in nodes for saved in node.saved):
+            self.kinds.add("saved")
+            size = _bytes(saved.nbytes) or "counted above"
+            label = f"{saved.name} {saved.shape}\n{saved.dtype}, {size}"
+            dot.node(
+                f"n{i}s{j}",
+                graphviz.escape(label),
+                fillcolor=_COLORS["saved"][0],
+                shape=_SHAPES["saved"],
+            )
+            dot.edge(f"n{i}", f"n{i}s{j}", style="dashed", arrowhead="none")
+
+    def _label(self, node: Node) -> str:
+        shape = None if node.shape is None else str(node.shape)
+        if node.kind == "cut":
+            return "\n".join(filter(None, [f"{node.cause}: {node.label}", node.where]))
+        if node.kind not in ("function", "step"):
+            return "\n".join(filter(None, [node.name, shape]))
+        lines = [node.label]
+        if self.show_attrs:
+            for name, value in node.attrs:
+                is_long = len(value) > self.max_attr_chars
+                lines.append(f"{name}: {value[: self.max_attr_chars]}{'...' if is_long else ''}")
+        return "\n".join(lines)
+
+    def _legend(self) -> str:
+        cell = '<tr><td bgcolor="{0}" align="left">{1}</td></tr>'
+        rows = [cell.format(*_COLORS[kind]) for kind in _COLORS if kind in self.kinds]
+        if self.path:
+            rows.append(cell.format("white", f'<font color="{_HIGHLIGHT}">highlighted</font>'))
+        if self.graph.unreached:
+            names = [html(name) for name in self.graph.unreached[:_LISTED]]
+            more = len(self.graph.unreached) - len(names)
+            names += [f"and {more} more"] if more else []
+            text = 'not reached:<br align="left"/>' + '<br align="left"/>'.join(names)
+            rows.append(cell.format(_COLORS["cut"][0], text + '<br align="left"/>'))
+        return f'<<table border="0" cellborder="1" cellspacing="2">{"".join(rows)}</table>>'
+
+
+def _label_of_several(nodes: Sequence[Node]) -> str:
+    if nodes[0].kind == "function":
+        return listed([node.label for node in nodes])
+    if nodes[0].kind == "leaf":
+        return f"{len(nodes)} leaves"
+    lines = [f"{node.name} {node.shape}" for node in nodes[:_LISTED]]
+    more = len(nodes) - len(lines)
+    return "\n".join([*lines, f"and {more} more"] if more else lines)
+
+
+def _tooltip(node: Node) -> str:
+    saved = sum(saved.nbytes for saved in node.saved)
+    shape = "" if node.shape is None else f"{node.shape} {node.dtype}"
+    parts = [node.label, shape, f"saves {_bytes(saved)}" if saved else "", node.where]
+    return ", ".join(filter(None, parts))
+
+
+def _bytes(count: int) -> str:
+    """Return a number of bytes as text; nothing for none."""
+    if count < 1024:
+        return f"{count} B" if count else ""
+    size, units = float(count), ["KiB", "MiB", "GiB", "TiB"]
+    while (size := size / 1024) >= 1024 and len(units) > 1:
+        units.pop(0)
+    return f"{size:.3g} {units[0]}"

@@ -1,0 +1,87 @@
+"""Which line of the user's program is running."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import Literal, NamedTuple
+
+import optree
+import torch
+
+import torchopt
+
+__all__ = ["Caller", "find_caller", "find_line"]
+
+Owner = Literal["user", "torch", "torchopt", "entrance"]
+
+
+class Caller(NamedTuple):
+    """Who called a function of torch."""
+
+    owner: Owner
+    # whether that was within a `torch.autograd.Function`, which has a derivative of its own
+    in_function: bool
+
+
+def _folder(file: str | None) -> str:
+    return os.path.dirname(os.path.abspath(file or "")) + os.sep
+
+
+_TORCH = _folder(torch.__file__)
+_TORCHOPT = _folder(torchopt.__file__)
+_OWN = _folder(__file__)
+_OPTREE = _folder(optree.__file__)
+# where torch's public functions hand over to `__torch_function__`
+_ENTRANCES = tuple(
+    os.path.join(_TORCH, *path.split("/"))
+    for path in (
+        "overrides.py",
+        "functional.py",
+        "_tensor.py",
+        "nn/functional.py",
+        "autograd/__init__.py",
+    )
+)
+_APPLY = torch.autograd.Function.apply.__code__
+
+
+@functools.lru_cache(maxsize=4096)
+def _owner(file: str) -> Owner:
+    file = os.path.abspath(file)
+    if file.startswith(_OWN) or file in _ENTRANCES:
+        return "entrance"
+    if file.startswith(_TORCHOPT):
+        return "torchopt"
+    if file.startswith((_TORCH, _OPTREE)):
+        return "torch"
+    return "user"
+
+
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def find_line() -> str | None:
+    """Return the line of the user's program that is running, like ``"train.py:31"``."""
+    for frame in _frames():
+        if _owner(frame.f_code.co_filename) == "user":
+            return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+    return None
+
+
+def find_caller() -> Caller:
+    """Return who called the function of torch that is running."""
+    owner: Owner = "entrance"
+    for frame in _frames():
+        if owner == "entrance":
+            owner = _owner(frame.f_code.co_filename)
+        if frame.f_code is _APPLY:
+            return Caller(owner, True)
+    return Caller(owner, False)

@@ -1,0 +1,322 @@
+"""Watching a computation: where each node of its graph comes from, and where gradients stop."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._C._autograd import _get_sequence_nr
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.overrides import TorchFunctionMode
+
+from torchopt import MetaOptimizer
+from torchopt_viz._cause import Found, find_cause, tensors_in
+from torchopt_viz._frames import find_caller, find_line
+from torchopt_viz._graph import Cause
+from torchopt_viz._held import HeldTensors
+
+__all__ = ["Context", "Cut", "Recording", "record"]
+
+_MARK = "torchopt_viz"
+_FORGETTING = (Tensor.detach_, Tensor.requires_grad_, Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
+
+
+class Context(NamedTuple):
+    """Where in the program's modules a node was made."""
+
+    # the modules that were being called, outermost first: path and label
+    modules: tuple[tuple[str, str], ...] = ()
+    # whether it was made by differentiating a node of these modules
+    backward: bool = False
+
+
+class Cut(NamedTuple):
+    """A place where a tensor that requires grad went into something whose result does not."""
+
+    cause: Cause
+    # what was called: "detach", "argmax"
+    operation: str
+    # "train.py:31"
+    where: str | None
+    # the shape of the tensor
+    shape: tuple[int, ...]
+    # where in the graph the tensor is
+    source: GradientEdge
+
+
+class _Timeline:
+    """A value for each node, by runs of the sequence numbers that autograd counts nodes with."""
+
+    def __init__(self, default: Any) -> None:
+        self._starts = [0]
+        self._values = [default]
+
+    def switch(self, start: int, value: Any) -> None:
+        """Set the value from a sequence number on; they come in order."""
+        if self._starts[-1] == start:
+            self._values[-1] = value
+        elif self._values[-1] != value:
+            self._starts.append(start)
+            self._values.append(value)
+
+    def at(self, number: int) -> Any:
+        """Return the value at a sequence number."""
+        return self._values[bisect.bisect_right(self._starts, number) - 1]
+
+
+class Recording:
+    """What :func:`record` has seen.
+
+    It holds the nodes where gradients stop, and with them the graphs that these belong to.
+
+    Attributes:
+        cuts: Each a :class:`Cut`, in order.
+    """
+
+    def __init__(self) -> None:
+        self._contexts = _Timeline(Context())
+        self._places = _Timeline(None)
+        self._cuts: dict[tuple[Any, ...], Cut] = {}
+        self.held = HeldTensors()
+        # of each step of a meta-optimizer, the sequence numbers of the nodes it ends with
+        self.steps: list[set[int]] = []
+
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """The places where gradients stop, in order."""
+        return tuple(self._cuts.values())
+
+    def context(self, number: int) -> Context:
+        """Return in which modules the node with a sequence number was made."""
+        found: Context = self._contexts.at(number)
+        return found
+
+    def where(self, number: int) -> str | None:
+        """Return the line that made the node with a sequence number."""
+        found: str | None = self._places.at(number)
+        return found
+
+    def __repr__(self) -> str:
+        """Return what was seen, in numbers."""
+        return f"Recording({len(self.steps)} steps, {len(self._cuts)} cuts)"
+
+
+@contextmanager
+def record(module: nn.Module | None = None) -> Iterator[Recording]:
+    """Watch a computation, so that its graph knows modules, source lines and cuts.
+
+    Give the recording to :func:`gradient_graph` or :func:`make_dot`. Nodes then belong to the
+    module whose ``forward`` made them; those that ``create_graph=True`` makes belong to the
+    module of the node that was differentiated. Steps of a :class:`torchopt.MetaOptimizer` are
+    inner steps. A gradient is cut where a tensor that requires grad is used and the result does
+    not require it: because it was detached, made under ``no_grad``, converted to integers, or
+    written in place under ``no_grad``. What torch and the forward pass of a
+    :class:`torch.autograd.Function` do inside is not a cut.
+
+    The calling thread is watched. Backward passes run in it, one device after another.
+
+    Args:
+        module: What paths of modules start from. Default: each module that is called from
+            outside of all others, in a group with the name of its class.
+
+    Yields:
+        The :class:`Recording`.
+
+    Raises:
+        TypeError: If ``module`` is not a module.
+
+    Example:
+        >>> import torch
+        >>> from torchopt_viz import gradient_graph, record
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+        >>> with record(net) as recording:
+        ...     y = net(torch.ones(1, 2))
+        ...     loss = (y - y.detach()).sum()
+        >>> [group.label for group in gradient_graph(loss, recording=recording).groups]
+        ['graph', '0 (Linear)', '1 (Linear)']
+        >>> [(cut.cause, cut.operation) for cut in recording.cuts]
+        [('detached', 'detach')]
+    """
+    if module is not None and not isinstance(module, nn.Module):
+        raise TypeError(f"`module` must be a torch.nn.Module, got {type(module).__name__}")
+    recording = Recording()
+    watcher = _Watcher(recording, module)
+    with ExitStack() as stack:
+        stack.callback(watcher.stop)
+        # sequence numbers count the nodes that one thread makes
+        stack.enter_context(torch.autograd.set_multithreading_enabled(False))
+        stack.callback(register_module_forward_pre_hook(watcher.enter_module).remove)
+        stack.callback(register_module_forward_hook(watcher.leave_module, always_call=True).remove)
+        stack.enter_context(_around_each_step(watcher))
+        stack.enter_context(watcher)
+        yield recording
+
+
+@contextmanager
+def _around_each_step(watcher: _Watcher) -> Iterator[None]:
+    original = MetaOptimizer.step
+
+    @functools.wraps(original)
+    def step(self: MetaOptimizer, loss: Tensor) -> None:
+        with watcher.step(self):
+            original(self, loss)
+
+    MetaOptimizer.step = step  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        MetaOptimizer.step = original  # type: ignore[method-assign]
+
+
+class _Watcher(TorchFunctionMode):
+    """Writes a recording."""
+
+    def __init__(self, recording: Recording, module: nn.Module | None) -> None:
+        super().__init__()
+        self._recording = recording
+        self._thread = threading.get_ident()
+        self._known: dict[nn.Module, tuple[tuple[str, str], ...]] = {}
+        self._stack: list[Context] = [Context()]
+        self._handles: list[Any] = []
+        # where nodes come from that no watched call makes: the step being taken
+        self._line: str | None = None
+        self._next = _get_sequence_nr
+        self._switch(self._stack[0])
+        if module is not None:
+            self._learn(module, ())
+
+    def _learn(self, root: nn.Module, start: tuple[tuple[str, str], ...]) -> None:
+        """Take the paths of the modules within a module."""
+        for path, module in root.named_modules():
+            parts = path.split(".") if path else []
+            paths = [".".join(parts[: i + 1]) for i in range(len(parts))]
+            chain = [(p, f"{p} ({type(root.get_submodule(p)).__name__})") for p in paths]
+            self._known.setdefault(module, (*start, *chain))
+
+    def _switch(self, context: Context) -> None:
+        self._recording._contexts.switch(self._next(), context)
+
+    def _place(self, line: str | None) -> None:
+        self._recording._places.switch(self._next(), line)
+
+    def enter_module(self, module: nn.Module, args: Any) -> None:
+        """Take note that a module is being called."""
+        if threading.get_ident() != self._thread:
+            return
+        if module not in self._known:
+            label = type(module).__name__
+            self._learn(module, (*self._stack[-1].modules, (label, label)))
+        self._stack.append(Context(self._known[module], self._stack[-1].backward))
+        self._switch(self._stack[-1])
+
+    def leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Take note that a module has been called."""
+        if threading.get_ident() == self._thread:
+            self._stack.pop()
+            self._switch(self._stack[-1])
+
+    @contextmanager
+    def step(self, optimizer: MetaOptimizer) -> Iterator[None]:
+        """Take note of the parameters that a step makes."""
+        if threading.get_ident() != self._thread:
+            yield
+            return
+        self._line = find_line()
+        self._place(self._line)
+        try:
+            yield
+        finally:
+            self._line = None
+            self._place(None)
+        made = [param.grad_fn for group in optimizer._groups for param in group.params()]
+        self._recording.steps.append({fn._sequence_nr() for fn in made if fn is not None})
+
+    def stop(self) -> None:
+        """Forget what was only needed while watching."""
+        self._switch(Context())
+        self._place(None)
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._known.clear()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        sources = [x for x in tensors_in((*args, *kwargs.values())) if x.requires_grad]
+        if not sources:
+            return func(*args, **kwargs)
+        differentiates = kwargs.get("create_graph") is True
+        if differentiates:
+            self._hook(tensors_in(args[:1]))
+        # calls after which a tensor no longer knows its history
+        edges = [get_gradient_edge(x) for x in sources] if func in _FORGETTING else None
+        start = self._next()
+        with self._watching(func):
+            result = func(*args, **kwargs)
+        stop = self._next()
+        if stop != start:
+            if differentiates:
+                self._switch(self._stack[-1])
+            else:
+                self._recording._places.switch(start, find_line())
+            self._place(self._line)
+        found = find_cause(func, args, kwargs, sources, result)
+        if found is not None and _is_of_the_program(found):
+            edges = edges or [get_gradient_edge(x) for x in sources]
+            for i in found.sources:
+                self._add_cut(found, sources[i], edges[i])
+        return result
+
+    def _watching(self, func: Any) -> AbstractContextManager[None]:
+        """Return the context in which to call a function: torch hides what some of them save."""
+        if getattr(func, "__name__", "").startswith("_foreach_"):
+            return self._recording.held.watching(self._next)
+        return nullcontext()
+
+    def _add_cut(self, found: Found, source: Tensor, edge: GradientEdge) -> None:
+        where = find_line()
+        cut = Cut(found.cause, found.operation, where, tuple(source.shape), edge)
+        key = (edge.node, edge.output_nr, found.cause, found.operation, where)
+        self._recording._cuts.setdefault(key, cut)
+
+    def _hook(self, outputs: Iterable[Tensor]) -> None:
+        """Have the nodes that can be differentiated say so before they are."""
+        todo = [x.grad_fn for x in outputs]
+        while todo:
+            node: Any = todo.pop()
+            if node is None or _MARK in node.metadata:
+                continue
+            node.metadata[_MARK] = True
+            self._handles.append(node.register_prehook(self._before(node._sequence_nr())))
+            todo += [following for following, _ in node.next_functions]
+
+    def _before(self, number: int) -> Callable[[Any], None]:
+        def switch(grads: Any) -> None:
+            start = self._next()
+            context = self._recording.context(number)
+            self._recording._contexts.switch(start, context._replace(backward=True))
+            self._recording._places.switch(start, self._recording.where(number))
+
+        return switch
+
+
+def _is_of_the_program(found: Found) -> bool:
+    """Return whether a gradient stops by the program's choice, not within torch."""
+    caller = find_caller()
+    if caller.in_function:
+        return False
+    if caller.owner == "torch":
+        return found.cause == "in-place"
+    return caller.owner == "user" or found.operation in ("detach", "detach_", "grad")
