@@ -16,7 +16,7 @@ from torchopt.typing import TensorTree
 from torchopt_viz._cause import TO_PYTHON
 from torchopt_viz._graph import Cause, Graph, Node, NodeKind, Saved
 from torchopt_viz._groups import Grouping, find_repeats, is_leaf
-from torchopt_viz._memory import Kept, Storages, is_opaque, read_kept
+from torchopt_viz._memory import Kept, Storages, is_opaque, read_kept, sizes
 from torchopt_viz._names import Names, Params, read_names
 from torchopt_viz._record import Recording
 
@@ -271,7 +271,7 @@ class _Collector:
         cause: Cause | None = None,
     ) -> int:
         key = len(self.nodes)
-        size = None if shape is None else tuple(map(int, shape))
+        size = None if shape is None else sizes(shape)
         kept = None if dtype is None else str(dtype).removeprefix("torch.")
         self.nodes.append(
             Node(key, kind, label, name, size, kept, saved, group, where, attrs, cause)

@@ -117,7 +117,8 @@ def _steps(
         ends = [[tensor.grad_fn for tensor in step] for step in names.steps]
     elif recording is not None:
         by_number = {function._sequence_nr(): function for function in functions}
-        ends = [[by_number.get(number) for number in step] for step in recording.steps]
+        steps = [[by_number[x] for x in step if x in by_number] for step in recording.steps]
+        ends = [step for step in steps if step]
     else:
         return {}
     found: dict[Any, int] = {}

@@ -188,6 +188,8 @@ class _Watcher(TorchFunctionMode):
         self._known: dict[nn.Module, tuple[tuple[str, str], ...]] = {}
         self._stack: list[Context] = [Context()]
         self._handles: list[Any] = []
+        # tells the nodes that have been hooked here, without a reference from them to the recording
+        self._mark = object()
         # where nodes come from that no watched call makes: the step being taken
         self._line: str | None = None
         self._next = _get_sequence_nr
@@ -296,9 +298,9 @@ class _Watcher(TorchFunctionMode):
         todo = [x.grad_fn for x in outputs]
         while todo:
             node: Any = todo.pop()
-            if node is None or _MARK in node.metadata:
+            if node is None or node.metadata.get(_MARK) is self._mark:
                 continue
-            node.metadata[_MARK] = True
+            node.metadata[_MARK] = self._mark
             self._handles.append(node.register_prehook(self._before(node._sequence_nr())))
             todo += [following for following, _ in node.next_functions]
 
