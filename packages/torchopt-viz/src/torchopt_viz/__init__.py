@@ -8,7 +8,8 @@ the computation first, so that modules, source lines and the places where gradie
 from torchopt_viz._collect import gradient_graph
 from torchopt_viz._dot import make_dot, resize_graph
 from torchopt_viz._graph import Graph, Group, Memory, Node, Repeat, Saved
-from torchopt_viz._record import Cut, Recording, record
+from torchopt_viz._record import record
+from torchopt_viz._recording import Cut, Recording
 
 __all__ = [
     "Cut",
