@@ -333,7 +333,7 @@ def test_a_tensor_without_a_graph_is_told_how_to_get_one(
         (3, TypeError, "`params` must be a dict of named tensors, a module"),
         (torch.ones(1), TypeError, "or a sequence of these, got Tensor"),
         ({"w": 1.0}, TypeError, "`params` must name tensors, but 'w' is a float"),
-        ({1: torch.ones(1)}, TypeError, "must name tensors by strings, got 1 as a name"),
+        ({1: torch.ones(1)}, TypeError, "by strings, got a name of type int"),
         ([("w", None)], TypeError, "`params` must name tensors, but 'w' is a NoneType"),
         (
             [{"w": torch.ones(1)}, {"w": torch.ones(2)}],

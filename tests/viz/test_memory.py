@@ -241,6 +241,15 @@ def test_sparse_tensors_count_with_their_indices(layout: torch.layout, nbytes: i
     assert gradient_graph(out).memory().total == nbytes
 
 
+def test_ragged_tensors_count_with_their_offsets() -> None:
+    rows = [torch.ones(2), torch.ones(3)]
+    x = torch.nested.nested_tensor(rows, requires_grad=True, layout=torch.jagged)
+    graph = gradient_graph((x * x).values().sum())
+    saved = [saved for node in graph.nodes for saved in node.saved]
+    assert {x.shape for x in saved} == {(2, -1)}
+    assert graph.memory().total == (5 * 4 + 3 * 8) + 5 * 4  # the leaf, and the product's values
+
+
 def test_packed_tensors_are_not_unpacked() -> None:
     unpacked = []
 

@@ -15,7 +15,8 @@ from torchopt_viz._graph import Graph, Group, Memory, Node, Repeat, Saved
 from torchopt_viz._meta_plots import plot_inner_losses, plot_learning_rates
 from torchopt_viz._page import save_html
 from torchopt_viz._plot_trajectory import TrajectoryPlot, plot_trajectory, test_optim
-from torchopt_viz._record import Cut, Recording, record
+from torchopt_viz._record import record
+from torchopt_viz._recording import Cut, Recording
 from torchopt_viz._trajectory import NonFiniteStepWarning, Trajectory, run_trajectory
 
 __all__ = [

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import optree
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 
 from torchopt.typing import TensorTree
 from torchopt_viz._cause import TO_PYTHON
 from torchopt_viz._graph import Cause, Graph, Node, NodeKind, Saved
-from torchopt_viz._groups import Grouping, find_repeats, is_leaf
-from torchopt_viz._memory import Kept, Storages, is_opaque, read_kept
+from torchopt_viz._groups import Grouping, find_repeats
+from torchopt_viz._memory import Kept, Storages, is_opaque, read_kept, sizes
 from torchopt_viz._names import Names, Params, read_names
-from torchopt_viz._record import Recording
+from torchopt_viz._recording import Recording
+from torchopt_viz._walk import Function, Slot, after, before, in_order, is_leaf, slot_of
 
 __all__ = ["collect", "gradient_graph"]
-
-# a node of autograd's graph
-Function: TypeAlias = Any
-# one of its outputs
-Slot: TypeAlias = "tuple[Function, int]"
 
 
 def gradient_graph(
@@ -101,69 +95,12 @@ def _outputs(var: TensorTree) -> dict[str, Tensor]:
     return found
 
 
-def _slot(edge: GradientEdge) -> Slot:
-    return edge.node, edge.output_nr
-
-
 class _Stop(NamedTuple):
     """A cut that is to become a node."""
 
     cause: Cause
     label: str
     where: str | None
-
-
-def _before(roots: Iterable[Function]) -> dict[Function, list[Slot]]:
-    """Return the inputs of all functions that the roots depend on."""
-    inputs: dict[Function, list[Slot]] = {}
-    todo = list(roots)
-    while todo:
-        function = todo.pop()
-        if function not in inputs:
-            inputs[function] = [slot for slot in function.next_functions if slot[0] is not None]
-            todo += [source for source, _ in inputs[function]]
-    return inputs
-
-
-def _in_order(inputs: dict[Function, list[Slot]]) -> list[Function]:
-    """Return functions in order of creation, and after those they depend on.
-
-    Sequence numbers count for each thread, so they order what the data leave open.
-    """
-    users: dict[Function, list[Function]] = {function: [] for function in inputs}
-    missing = {}
-    for function, slots in inputs.items():
-        sources = {source for source, _ in slots}
-        missing[function] = len(sources)
-        for source in sources:
-            users[source].append(function)
-    ties = itertools.count()
-    ready = [(_rank(f), next(ties), f) for f in inputs if missing[f] == 0]
-    heapq.heapify(ready)
-    order: list[Function] = []
-    while ready:
-        function = heapq.heappop(ready)[-1]
-        order.append(function)
-        for user in users[function]:
-            missing[user] -= 1
-            if missing[user] == 0:
-                heapq.heappush(ready, (_rank(user), next(ties), user))
-    return order
-
-
-def _after(
-    starts: set[Function], order: Sequence[Function], inputs: dict[Function, list[Slot]]
-) -> set[Function]:
-    """Return the functions that depend on a start, the starts included."""
-    found = set(starts)
-    for function in order:
-        if any(source in found for source, _ in inputs[function]):
-            found.add(function)
-    return found
-
-
-def _rank(function: Function) -> int:
-    return -1 if is_leaf(function) else int(function._sequence_nr())
 
 
 def _is_step(function: Function) -> bool:
@@ -187,22 +124,22 @@ class _Collector:
     ) -> None:
         self.names = names
         self.recording = recording
-        self.outputs = {name: _slot(get_gradient_edge(x)) for name, x in outputs.items()}
+        self.outputs = {name: slot_of(get_gradient_edge(x)) for name, x in outputs.items()}
         self.tensors: dict[Slot, Tensor] = {
-            _slot(get_gradient_edge(x)): x for x in names.of if x.requires_grad
+            slot_of(get_gradient_edge(x)): x for x in names.of if x.requires_grad
         }
         roots = [function for function, _ in self.outputs.values()]
-        self.alive = _before(roots)
+        self.alive = before(roots)
         self.used: set[Slot] = {slot for slots in self.alive.values() for slot in slots}
         self.used.update(self.outputs.values())
         self.stops = self._stops()
         self.inputs, self.shown = self.alive, set(self.alive)
         if self.stops:
-            self.inputs = _before([*roots, *(function for function, _ in self.stops)])
-        self.functions = _in_order(self.inputs)
+            self.inputs = before([*roots, *(function for function, _ in self.stops)])
+        self.functions = in_order(self.inputs)
         if self.stops:
             starts = {*self.alive, *(function for function, _ in self.tensors)}
-            self.shown = _after(starts, self.functions, self.inputs)
+            self.shown = after(starts, self.functions, self.inputs)
 
         self.nodes: list[Node] = []
         self.edges: list[tuple[int, int]] = []
@@ -219,17 +156,17 @@ class _Collector:
         if self.recording is None:
             return {}
         cuts = [
-            cut for cut in self.recording.cuts if _slot(cut.source) not in self.outputs.values()
+            cut for cut in self.recording.cuts if slot_of(cut.source) not in self.outputs.values()
         ]
         quiet = [cut.source.node for cut in cuts if cut.operation in TO_PYTHON]
-        inputs = _before(function for function in quiet if function not in self.alive)
+        inputs = before(function for function in quiet if function not in self.alive)
         lost = {function for function, i in self.tensors if (function, i) not in self.used}
-        reason = {*self.alive, *_after(lost, _in_order(inputs), inputs)} if quiet else set()
+        reason = {*self.alive, *after(lost, in_order(inputs), inputs)} if quiet else set()
         stops: dict[Slot, list[_Stop]] = {}
         for cut in cuts:
             if cut.operation not in TO_PYTHON or cut.source.node in reason:
                 stop = _Stop(cut.cause, cut.operation, cut.where)
-                stops.setdefault(_slot(cut.source), []).append(stop)
+                stops.setdefault(slot_of(cut.source), []).append(stop)
         return stops
 
     def graph(self) -> Graph:
@@ -271,7 +208,7 @@ class _Collector:
         cause: Cause | None = None,
     ) -> int:
         key = len(self.nodes)
-        size = None if shape is None else tuple(map(int, shape))
+        size = None if shape is None else sizes(shape)
         kept = None if dtype is None else str(dtype).removeprefix("torch.")
         self.nodes.append(
             Node(key, kind, label, name, size, kept, saved, group, where, attrs, cause)
@@ -362,5 +299,5 @@ class _Collector:
         return tuple(
             name
             for name, x in self.names.wanted.items()
-            if not x.requires_grad or _slot(get_gradient_edge(x)) not in self.used
+            if not x.requires_grad or slot_of(get_gradient_edge(x)) not in self.used
         )

@@ -12,10 +12,11 @@ from torch import Tensor
 from torchopt.typing import TensorTree
 from torchopt_viz._collect import collect
 from torchopt_viz._graph import Graph, Node
+from torchopt_viz._labels import LISTED, bytes_text, label_of, label_of_several, tooltip_of
 from torchopt_viz._names import Params, read_names
 from torchopt_viz._picture import Picture
-from torchopt_viz._record import Recording
-from torchopt_viz._view import Box, View, listed, view
+from torchopt_viz._recording import Recording
+from torchopt_viz._view import Box, View, view
 
 __all__ = ["make_dot", "resize_graph"]
 
@@ -35,8 +36,6 @@ _COLORS = {
 _SHAPES = {"cut": "octagon", "saved": "note"}
 _CLUSTERS = {"step": "#f3f7fb", "module": "#fafafa", "backward": "#f7f0f0"}
 _HIGHLIGHT = "#c2185b"
-# names in one place
-_LISTED = 24
 
 
 def make_dot(
@@ -107,7 +106,7 @@ def make_dot(
         problem = error.args[0] if name is highlight else "the tensor does not reach the output"
         raise ValueError(f"`highlight`: {problem}") from None
     shown = view(graph, kinds, max_depth, fold)
-    return _Drawing(graph, shown, path, show_attrs, show_saved, max_attr_chars).dot()
+    return _Drawing(graph, shown, path, show_saved, max_attr_chars if show_attrs else None).dot()
 
 
 def _kinds(group_by: GroupBy | Sequence[GroupBy] | None) -> set[str]:
@@ -160,14 +159,12 @@ class _Drawing:
         graph: Graph,
         shown: View,
         path: frozenset[int],
-        show_attrs: bool,
         show_saved: bool,
-        max_attr_chars: int,
+        max_attr_chars: int | None,
     ) -> None:
         self.graph = graph
         self.view = shown
         self.path = path
-        self.show_attrs = show_attrs
         self.show_saved = show_saved
         self.max_attr_chars = max_attr_chars
         self.memory = graph.memory().inclusive
@@ -210,7 +207,7 @@ class _Drawing:
         for inner in self.view.inside.get(key, ()):
             group = self.graph.groups[inner]
             with dot.subgraph(name=f"cluster_{inner}") as cluster:
-                size = _bytes(self.memory[inner])
+                size = bytes_text(self.memory[inner])
                 cluster.attr(
                     label=graphviz.escape(f"{group.label}  ({size})" if size else group.label),
                     style="rounded,filled",
@@ -229,12 +226,12 @@ class _Drawing:
         if box.collapsed is not None:
             group = self.graph.groups[box.collapsed]
             count = f"{len(nodes)} node" + "s" * (len(nodes) > 1)
-            lines = [group.label, count, _bytes(self.memory[group.key])]
+            lines = [group.label, count, bytes_text(self.memory[group.key])]
             label = "\n".join(filter(None, lines))
         elif len(nodes) > 1:
-            label = _label_of_several(nodes)
+            label = label_of_several(nodes)
         else:
-            label = self._label(nodes[0])
+            label = label_of(nodes[0], self.max_attr_chars)
         style = {"fillcolor": _COLORS[kind][0]}
         if kind in _SHAPES:
             style["shape"] = _SHAPES[kind]
@@ -242,7 +239,7 @@ class _Drawing:
             style["peripheries"] = "2"
         if not self.path.isdisjoint(box.nodes):
             style |= {"color": _HIGHLIGHT, "penwidth": "2.5"}
-        tooltip = "\n".join(filter(None, map(_tooltip, nodes[:20])))
+        tooltip = "\n".join(filter(None, map(tooltip_of, nodes[:20])))
         dot.node(
             f"n{i}", graphviz.escape(label), tooltip=graphviz.escape(tooltip or label), **style
         )
@@ -252,7 +249,7 @@ class _Drawing:
     def _draw_saved(self, dot: graphviz.Digraph, i: int, nodes: Sequence[Node]) -> None:
         for j, saved in enumerate(saved for node in nodes for saved in node.saved):
             self.kinds.add("saved")
-            size = _bytes(saved.nbytes) or "counted above"
+            size = bytes_text(saved.nbytes) or "counted above"
             label = f"{saved.name} {saved.shape}\n{saved.dtype}, {size}"
             dot.node(
                 f"n{i}s{j}",
@@ -262,55 +259,15 @@ class _Drawing:
             )
             dot.edge(f"n{i}", f"n{i}s{j}", style="dashed", arrowhead="none")
 
-    def _label(self, node: Node) -> str:
-        shape = None if node.shape is None else str(node.shape)
-        if node.kind == "cut":
-            return "\n".join(filter(None, [f"{node.cause}: {node.label}", node.where]))
-        if node.kind not in ("function", "step"):
-            return "\n".join(filter(None, [node.name, shape]))
-        lines = [node.label]
-        if self.show_attrs:
-            for name, value in node.attrs:
-                is_long = len(value) > self.max_attr_chars
-                lines.append(f"{name}: {value[: self.max_attr_chars]}{'...' if is_long else ''}")
-        return "\n".join(lines)
-
     def _legend(self) -> str:
         cell = '<tr><td bgcolor="{0}" align="left">{1}</td></tr>'
         rows = [cell.format(*_COLORS[kind]) for kind in _COLORS if kind in self.kinds]
         if self.path:
             rows.append(cell.format("white", f'<font color="{_HIGHLIGHT}">highlighted</font>'))
         if self.graph.unreached:
-            names = [html(name) for name in self.graph.unreached[:_LISTED]]
+            names = [html(name) for name in self.graph.unreached[:LISTED]]
             more = len(self.graph.unreached) - len(names)
             names += [f"and {more} more"] if more else []
             text = 'not reached:<br align="left"/>' + '<br align="left"/>'.join(names)
             rows.append(cell.format(_COLORS["cut"][0], text + '<br align="left"/>'))
         return f'<<table border="0" cellborder="1" cellspacing="2">{"".join(rows)}</table>>'
-
-
-def _label_of_several(nodes: Sequence[Node]) -> str:
-    if nodes[0].kind == "function":
-        return listed([node.label for node in nodes])
-    if nodes[0].kind == "leaf":
-        return f"{len(nodes)} leaves"
-    lines = [f"{node.name} {node.shape}" for node in nodes[:_LISTED]]
-    more = len(nodes) - len(lines)
-    return "\n".join([*lines, f"and {more} more"] if more else lines)
-
-
-def _tooltip(node: Node) -> str:
-    saved = sum(saved.nbytes for saved in node.saved)
-    shape = "" if node.shape is None else f"{node.shape} {node.dtype}"
-    parts = [node.label, shape, f"saves {_bytes(saved)}" if saved else "", node.where]
-    return ", ".join(filter(None, parts))
-
-
-def _bytes(count: int) -> str:
-    """Return a number of bytes as text; nothing for none."""
-    if count < 1024:
-        return f"{count} B" if count else ""
-    size, units = float(count), ["KiB", "MiB", "GiB", "TiB"]
-    while (size := size / 1024) >= 1024 and len(units) > 1:
-        units.pop(0)
-    return f"{size:.3g} {units[0]}"

@@ -13,6 +13,7 @@ import optree
 import torch
 
 import torchopt
+from torchopt._extensions import EXTENSIONS
 
 __all__ = ["Caller", "find_caller", "find_line"]
 
@@ -33,6 +34,7 @@ def _folder(file: str | None) -> str:
 
 _TORCH = _folder(torch.__file__)
 _TORCHOPT = _folder(torchopt.__file__)
+_EXTENSIONS = tuple(f"{os.sep}{package}{os.sep}" for package in EXTENSIONS)
 _OWN = _folder(__file__)
 _OPTREE = _folder(optree.__file__)
 # where torch's public functions hand over to `__torch_function__`
@@ -54,7 +56,7 @@ def _owner(file: str) -> Owner:
     file = os.path.abspath(file)
     if file.startswith(_OWN) or file in _ENTRANCES:
         return "entrance"
-    if file.startswith(_TORCHOPT):
+    if file.startswith(_TORCHOPT) or any(part in file for part in _EXTENSIONS):
         return "torchopt"
     if file.startswith((_TORCH, _OPTREE)):
         return "torch"

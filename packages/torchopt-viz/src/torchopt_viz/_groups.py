@@ -8,9 +8,10 @@ from typing import Any
 
 from torchopt_viz._graph import Group, GroupKind, Node, Repeat
 from torchopt_viz._names import Names
-from torchopt_viz._record import Recording
+from torchopt_viz._recording import Recording
+from torchopt_viz._walk import Function, Slot, is_leaf
 
-__all__ = ["Grouping", "find_repeats", "is_leaf"]
+__all__ = ["Grouping", "find_repeats"]
 
 # a group within its parent: kind, what tells it from its siblings, label
 Level = tuple[GroupKind, str, str]
@@ -22,21 +23,16 @@ _RESHAPING = {
 }
 
 
-def is_leaf(function: Any) -> bool:
-    """Return whether a node of autograd's graph stands for a leaf."""
-    return type(function).__name__ == "AccumulateGrad"
-
-
 class Grouping:
     """Sorts functions into groups, which are made as they are needed."""
 
     def __init__(
         self,
-        functions: Sequence[Any],
-        inputs: dict[Any, list[tuple[Any, int]]],
+        functions: Sequence[Function],
+        inputs: dict[Function, list[Slot]],
         names: Names,
         recording: Recording | None,
-        alive: Container[Any],
+        alive: Container[Function],
     ) -> None:
         self._recording = recording
         self._groups = [Group(0, None, "graph", "graph")]
@@ -45,7 +41,7 @@ class Grouping:
         self._count = max(self._steps.values(), default=0)
         self._modules = _modules_by_name(functions, inputs, names) if recording is None else {}
 
-    def of(self, function: Any) -> int:
+    def of(self, function: Function) -> int:
         """Return the group of a function."""
         levels: list[Level] = []
         if self._count:
@@ -103,12 +99,12 @@ class Grouping:
 
 
 def _steps(
-    functions: Sequence[Any],
-    inputs: dict[Any, list[tuple[Any, int]]],
+    functions: Sequence[Function],
+    inputs: dict[Function, list[Slot]],
     names: Names,
     recording: Recording | None,
-    alive: Container[Any],
-) -> dict[Any, int]:
+    alive: Container[Function],
+) -> dict[Function, int]:
     """Return the number of the first step whose parameters depend on a function.
 
     A function on a path that was cut belongs to the step after the last parameters it depends on.
@@ -117,11 +113,12 @@ def _steps(
         ends = [[tensor.grad_fn for tensor in step] for step in names.steps]
     elif recording is not None:
         by_number = {function._sequence_nr(): function for function in functions}
-        ends = [[by_number.get(number) for number in step] for step in recording.steps]
+        steps = [[by_number[x] for x in step if x in by_number] for step in recording.steps]
+        ends = [step for step in steps if step]
     else:
         return {}
-    found: dict[Any, int] = {}
-    made: dict[Any, int] = {}
+    found: dict[Function, int] = {}
+    made: dict[Function, int] = {}
     for number, step in enumerate(ends, 1):
         todo = [function for function in step if function in inputs]
         made |= dict.fromkeys(todo, number)
@@ -130,7 +127,7 @@ def _steps(
             if function not in found:
                 found[function] = number
                 todo += [source for source, _ in inputs[function]]
-    latest: dict[Any, int] = {}
+    latest: dict[Function, int] = {}
     for function in functions:
         before = max((latest[source] for source, _ in inputs[function]), default=0)
         latest[function] = max(before, made.get(function, 0))
@@ -140,8 +137,8 @@ def _steps(
 
 
 def _modules_by_name(
-    functions: Sequence[Any], inputs: dict[Any, list[tuple[Any, int]]], names: Names
-) -> dict[Any, str]:
+    functions: Sequence[Function], inputs: dict[Function, list[Slot]], names: Names
+) -> dict[Function, str]:
     """Return the path of the module whose parameters a function uses."""
     paths = {
         (tensor.grad_fn, tensor.output_nr): name.rpartition(".")[0]
@@ -152,7 +149,7 @@ def _modules_by_name(
         tensor = function.variable if is_leaf(function) else None
         if tensor is not None and tensor in names.local:
             paths[function, 0] = names.local[tensor].rpartition(".")[0]
-    found: dict[Any, str] = {}
+    found: dict[Function, str] = {}
     for function in functions:
         used = [paths[slot] for slot in inputs[function] if slot in paths]
         if used:

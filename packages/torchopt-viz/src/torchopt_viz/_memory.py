@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchopt_viz._graph import Saved
 
-__all__ = ["Kept", "Storages", "is_opaque", "read_kept"]
+__all__ = ["Kept", "Storages", "is_opaque", "read_kept", "sizes"]
 
 _PLAIN = (bool, int, float, complex, str, torch.dtype, torch.device, torch.layout)
 
@@ -50,12 +50,20 @@ class Storages:
             if index < 0:
                 index, leaf = self._seen[address][0], address in self._leaves
         dtype = str(tensor.dtype).removeprefix("torch.")
-        return Saved(name, tuple(tensor.shape), dtype, nbytes, index, leaf)
+        return Saved(name, sizes(tensor.shape), dtype, nbytes, index, leaf)
+
+
+def sizes(shape: Iterable[Any]) -> tuple[int, ...]:
+    """Return a shape as numbers: -1 where it is ragged."""
+    return tuple(size if isinstance(size, int) else -1 for size in shape)
 
 
 def _storages(tensor: Tensor) -> Iterator[Any]:
     if tensor.layout == torch.strided:
         yield tensor.untyped_storage()
+    elif tensor.layout == torch.jagged:
+        yield tensor.values().untyped_storage()
+        yield tensor.offsets().untyped_storage()  # type: ignore[attr-defined]
     elif tensor.layout == torch.sparse_coo:
         yield tensor._indices().untyped_storage()
         yield tensor._values().untyped_storage()

@@ -131,7 +131,9 @@ def _is_pair(item: Any) -> bool:
 
 def _check_pair(name: object, tensor: object) -> None:
     if not isinstance(name, str):
-        raise TypeError(f"`params` must name tensors by strings, got {name!r} as a name")
+        raise TypeError(
+            f"`params` must name tensors by strings, got a name of type {type(name).__name__}"
+        )
     if not isinstance(tensor, Tensor):
         raise TypeError(f"`params` must name tensors, but {name!r} is a {type(tensor).__name__}")
 

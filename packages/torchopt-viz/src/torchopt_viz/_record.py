@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import bisect
 import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,93 +21,12 @@ from torch.overrides import TorchFunctionMode
 from torchopt import MetaOptimizer
 from torchopt_viz._cause import Found, find_cause, tensors_in
 from torchopt_viz._frames import find_caller, find_line
-from torchopt_viz._graph import Cause
-from torchopt_viz._held import HeldTensors
+from torchopt_viz._recording import Context, Cut, Recording
 
-__all__ = ["Context", "Cut", "Recording", "record"]
+__all__ = ["record"]
 
 _MARK = "torchopt_viz"
 _FORGETTING = (Tensor.detach_, Tensor.requires_grad_, Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
-
-
-class Context(NamedTuple):
-    """Where in the program's modules a node was made."""
-
-    # the modules that were being called, outermost first: path and label
-    modules: tuple[tuple[str, str], ...] = ()
-    # whether it was made by differentiating a node of these modules
-    backward: bool = False
-
-
-class Cut(NamedTuple):
-    """A place where a tensor that requires grad went into something whose result does not."""
-
-    cause: Cause
-    # what was called: "detach", "argmax"
-    operation: str
-    # "train.py:31"
-    where: str | None
-    # the shape of the tensor
-    shape: tuple[int, ...]
-    # where in the graph the tensor is
-    source: GradientEdge
-
-
-class _Timeline:
-    """A value for each node, by runs of the sequence numbers that autograd counts nodes with."""
-
-    def __init__(self, default: Any) -> None:
-        self._starts = [0]
-        self._values = [default]
-
-    def switch(self, start: int, value: Any) -> None:
-        """Set the value from a sequence number on; they come in order."""
-        if self._starts[-1] == start:
-            self._values[-1] = value
-        elif self._values[-1] != value:
-            self._starts.append(start)
-            self._values.append(value)
-
-    def at(self, number: int) -> Any:
-        """Return the value at a sequence number."""
-        return self._values[bisect.bisect_right(self._starts, number) - 1]
-
-
-class Recording:
-    """What :func:`record` has seen.
-
-    It holds the nodes where gradients stop, and with them the graphs that these belong to.
-
-    Attributes:
-        cuts: Each a :class:`Cut`, in order.
-    """
-
-    def __init__(self) -> None:
-        self._contexts = _Timeline(Context())
-        self._places = _Timeline(None)
-        self._cuts: dict[tuple[Any, ...], Cut] = {}
-        self.held = HeldTensors()
-        # of each step of a meta-optimizer, the sequence numbers of the nodes it ends with
-        self.steps: list[set[int]] = []
-
-    @property
-    def cuts(self) -> tuple[Cut, ...]:
-        """The places where gradients stop, in order."""
-        return tuple(self._cuts.values())
-
-    def context(self, number: int) -> Context:
-        """Return in which modules the node with a sequence number was made."""
-        found: Context = self._contexts.at(number)
-        return found
-
-    def where(self, number: int) -> str | None:
-        """Return the line that made the node with a sequence number."""
-        found: str | None = self._places.at(number)
-        return found
-
-    def __repr__(self) -> str:
-        """Return what was seen, in numbers."""
-        return f"Recording({len(self.steps)} steps, {len(self._cuts)} cuts)"
 
 
 @contextmanager
@@ -188,6 +106,8 @@ class _Watcher(TorchFunctionMode):
         self._known: dict[nn.Module, tuple[tuple[str, str], ...]] = {}
         self._stack: list[Context] = [Context()]
         self._handles: list[Any] = []
+        # tells the nodes that have been hooked here, without a reference from them to the recording
+        self._mark = object()
         # where nodes come from that no watched call makes: the step being taken
         self._line: str | None = None
         self._next = _get_sequence_nr
@@ -204,10 +124,10 @@ class _Watcher(TorchFunctionMode):
             self._known.setdefault(module, (*start, *chain))
 
     def _switch(self, context: Context) -> None:
-        self._recording._contexts.switch(self._next(), context)
+        self._recording.contexts.switch(self._next(), context)
 
     def _place(self, line: str | None) -> None:
-        self._recording._places.switch(self._next(), line)
+        self._recording.places.switch(self._next(), line)
 
     def enter_module(self, module: nn.Module, args: Any) -> None:
         """Take note that a module is being called."""
@@ -263,14 +183,14 @@ class _Watcher(TorchFunctionMode):
         # calls after which a tensor no longer knows its history
         edges = [get_gradient_edge(x) for x in sources] if func in _FORGETTING else None
         start = self._next()
-        with self._watching(func):
-            result = func(*args, **kwargs)
-        stop = self._next()
-        if stop != start:
+        try:
+            with self._watching(func):
+                result = func(*args, **kwargs)
+        finally:
             if differentiates:
                 self._switch(self._stack[-1])
-            else:
-                self._recording._places.switch(start, find_line())
+            elif self._next() != start:
+                self._recording.places.switch(start, find_line())
             self._place(self._line)
         found = find_cause(func, args, kwargs, sources, result)
         if found is not None and _is_of_the_program(found):
@@ -289,16 +209,16 @@ class _Watcher(TorchFunctionMode):
         where = find_line()
         cut = Cut(found.cause, found.operation, where, tuple(source.shape), edge)
         key = (edge.node, edge.output_nr, found.cause, found.operation, where)
-        self._recording._cuts.setdefault(key, cut)
+        self._recording.found.setdefault(key, cut)
 
     def _hook(self, outputs: Iterable[Tensor]) -> None:
         """Have the nodes that can be differentiated say so before they are."""
         todo = [x.grad_fn for x in outputs]
         while todo:
             node: Any = todo.pop()
-            if node is None or _MARK in node.metadata:
+            if node is None or node.metadata.get(_MARK) is self._mark:
                 continue
-            node.metadata[_MARK] = True
+            node.metadata[_MARK] = self._mark
             self._handles.append(node.register_prehook(self._before(node._sequence_nr())))
             todo += [following for following, _ in node.next_functions]
 
@@ -306,8 +226,8 @@ class _Watcher(TorchFunctionMode):
         def switch(grads: Any) -> None:
             start = self._next()
             context = self._recording.context(number)
-            self._recording._contexts.switch(start, context._replace(backward=True))
-            self._recording._places.switch(start, self._recording.where(number))
+            self._recording.contexts.switch(start, context._replace(backward=True))
+            self._recording.places.switch(start, self._recording.where(number))
 
         return switch
 
