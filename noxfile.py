@@ -22,7 +22,6 @@ ACCEL = ROOT / "packages" / "torchopt-accel"
 IMPLICIT = ROOT / "packages" / "torchopt-implicit"
 ZERO = ROOT / "packages" / "torchopt-zero"
 DISTRIBUTED = ROOT / "packages" / "torchopt-dist"
-VIZ = ROOT / "packages" / "torchopt-viz"
 PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
 CACHES = {"__pycache__", ".mypy_cache"}
 COMPILED = {".so", ".pyd"}
@@ -199,3 +198,10 @@ def bench_zero(session: nox.Session) -> None:
     ours = Path(session.bin)
     session.env["TORCHOPT_PEER_PYTHON"] = str(ours.parent.with_name("peer") / ours.name / "python")
     session.run("python", "benchmarks/zero.py", *session.posargs)
+
+
+@nox.session
+def bench_dist(session: nox.Session) -> None:
+    """Measure task parallelism on several processes, and what it costs by itself."""
+    install(session, CORE, DISTRIBUTED, "numpy", "scikit-learn", "tqdm")
+    session.run("python", "benchmarks/distributed.py", *session.posargs)

@@ -65,6 +65,39 @@ def check_kernels_run() -> None:
     torch.testing.assert_close(updates[0], torch.tensor([-0.1, 0.1]))
 
 
+def check_tasks_are_shared() -> None:
+    import torch
+
+    import torchopt.distributed as todist
+
+    weight = torch.tensor(3.0, requires_grad=True)
+    result = todist.map_tasks(lambda w, task: w * task, range(4), weight)
+    torch.testing.assert_close(result.grads, torch.tensor(1.5))
+
+    @todist.auto_init_rpc()
+    def square() -> torch.Tensor:
+        with todist.autograd.context() as context_id:
+            (value,) = todist.remote_sync_call(torch.square, args=(weight,), partitioner=0)
+            return todist.autograd.grad(context_id, value, weight)[0]
+
+    torch.testing.assert_close(square(), torch.tensor(6.0))
+
+
+def check_graphs_are_drawn() -> None:
+    import tempfile
+    from pathlib import Path
+
+    import torch
+
+    import torchopt
+
+    weight = torch.tensor(3.0, requires_grad=True)
+    assert "weight" in torchopt.visual.make_dot(weight.exp(), {"weight": weight}).source
+    with tempfile.TemporaryDirectory() as folder:
+        page = torchopt.visual.save_html(weight.exp(), Path(folder, "graph.html"))
+        assert "<script" in page.read_text(encoding="utf-8")
+
+
 def check_report(installed: set[str]) -> None:
     report = subprocess.run(
         [sys.executable, "-I", "-m", "torchopt"], stdout=subprocess.PIPE, text=True, check=True
@@ -123,6 +156,10 @@ def main() -> None:
     check_core_optimizes()
     if "torchopt-accel" in installed:
         check_kernels_run()
+    if "torchopt-dist" in installed:
+        check_tasks_are_shared()
+    if "torchopt-viz" in installed:
+        check_graphs_are_drawn()
     check_report(installed)
     check_front_door(installed)
     print(f"{', '.join(sorted(installed))}: works as installed")

@@ -20,7 +20,7 @@ from torchopt.typing import TensorTree
 from torchopt_viz._collect import gradient_graph
 from torchopt_viz._graph import Graph
 from torchopt_viz._names import Params
-from torchopt_viz._record import Recording
+from torchopt_viz._recording import Recording
 
 __all__ = ["save_html"]
 
