@@ -104,10 +104,11 @@ def map_tasks(
         metrics: Names of further real scalars of a task, such as an accuracy.
         deterministic: Whether the result is the same to the last bit for any number of ranks:
             gradients are added along a binary tree over the tasks. A rank then needs memory for
-            one gradient per level of the tree, and to gather those of subtrees, at most two per
-            level and rank. Default: ``False``, equal to rounding. The tasks' own arithmetic has to
-            round alike on each rank: the same kind of machine, and the same number of threads,
-            which `torchrun` sets to 1 and a single process does not.
+            one gradient per level of the tree, and to gather those of the subtrees of all ranks:
+            one a rank where the shares are a power of two, else up to two per level. The tasks'
+            own arithmetic has to round alike on each rank: the same kind of machine, and the same
+            number of threads, which `torchrun` sets to 1 and a single process does not. Default:
+            ``False``, equal to rounding.
         seed: Makes randomness inside `fn` independent of the ranks: before each task, torch's
             generators for the CPU and for the device of `params` start from this and the index,
             and are put back afterwards. Pass another one for each meta-step. Default: they go on
