@@ -79,8 +79,9 @@ def process_group(*, backend: str | None = None, timeout: float = 300.0) -> Iter
 
     Without `torchrun`, nothing is started and there is one rank: the same script runs in a single
     process. On one machine gloo is bound to the loopback interface, unless ``GLOO_SOCKET_IFNAME``
-    names another; without ``MASTER_ADDR``, the ranks meet at 127.0.0.1. Anyone who reaches the
-    addresses can take part: give others than loopback in trusted networks only.
+    names another; without ``MASTER_ADDR``, the ranks meet at 127.0.0.1. `torchrun` keeps the store
+    in which they meet, and lets it listen on all interfaces. Anyone who reaches these addresses can
+    take part: use several machines in trusted networks only.
 
     Args:
         backend: Of `torch.distributed`. Default: ``"cpu:gloo,cuda:nccl"`` where there is a CUDA
