@@ -9,8 +9,8 @@ import pytest
 from ._launch import Result, launch
 
 TIMEOUT = 4.0
-# asking the ranks for a sign of life, starting processes and ending them
-OVERHEAD = 30.0
+# what ends by itself does so long before the tasks that hang would, also on a busy machine
+LIMIT = 60.0
 
 RAISES = """
 import sys
@@ -60,7 +60,7 @@ def test_a_task_that_raises_raises_on_every_rank(deterministic: bool) -> None:
     # uncaught, it ends the program, long before the timeout of the process group
     assert result.returncode != 0
     assert result.orphans == []
-    assert result.seconds < OVERHEAD
+    assert result.seconds < LIMIT
     assert "torchopt_dist._errors.TaskError: task 4 raised on rank 2" in result.stderr
 
 
@@ -137,7 +137,7 @@ def run(main: str, fault: str, lost: int, deterministic: bool = False) -> Result
     result = launch(source, nproc, args=[str(lost), str(deterministic)])
     assert result.returncode != 0
     assert result.orphans == []
-    assert result.seconds < TIMEOUT + OVERHEAD
+    assert result.seconds < LIMIT
     return result
 
 
@@ -149,7 +149,7 @@ def check_reports(result: Result, lost: int) -> None:
     assert ranks == {str(rank) for rank in range(3) if rank != lost}, result
     for _, seconds, ranks in reports:
         assert ranks == str(lost), result
-        assert float(seconds) < TIMEOUT + 12, result
+        assert float(seconds) < LIMIT, result
 
 
 @pytest.mark.slow
@@ -176,7 +176,7 @@ def test_a_dead_rank_is_named_by_those_left(fault: str, lost: int, deterministic
 def test_torchrun_names_a_dead_rank_and_ends_the_others(fault: str, code: int, lost: int) -> None:
     result = run(TORCHRUN, fault, lost)
     assert f"failed (exitcode: {code}) local_rank: {lost}" in result.stderr, result
-    assert result.seconds < OVERHEAD
+    assert result.seconds < LIMIT
 
 
 def test_multiprocessing_names_a_dead_rank_and_ends_the_others() -> None:

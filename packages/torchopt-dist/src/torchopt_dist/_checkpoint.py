@@ -27,7 +27,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: Any) -> None:
         state: A tree, such as a dict. Its leaves are tensors, plain values (numbers, strings,
             ``None``), generators, and whatever has ``state_dict()`` and ``load_state_dict()``, as
             modules, optimizers and schedulers have. ``torch.default_generator`` stands for torch's
-            global randomness.
+            global randomness. A list of plain values, such as losses so far, may grow.
 
     Raises:
         TypeError: If a leaf is none of these; an older checkpoint is then kept.
@@ -48,9 +48,8 @@ def save_checkpoint(path: str | os.PathLike[str], state: Any) -> None:
     """
     if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
         return
-    paths, leaves, _ = optree.tree_flatten_with_path(state, none_is_leaf=True)
-    leaves = [_packed(_name(where), leaf) for where, leaf in zip(paths, leaves, strict=True)]
-    names = [_name(where) for where in paths]
+    names, leaves, _ = _flatten(state)
+    leaves = [_packed(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
     path = Path(path)
     temporary = path.with_name(f"{path.name}.tmp")
     with open(temporary, "wb") as file:
@@ -97,7 +96,7 @@ def load_checkpoint(path: str | os.PathLike[str], state: Any) -> Any:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is no checkpoint, or one of another structure, or tensors have other
-            shapes or dtypes. Nothing is changed then, unless an object refuses its own state.
+            shapes or dtypes; nothing is changed then.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -107,8 +106,7 @@ def load_checkpoint(path: str | os.PathLike[str], state: Any) -> Any:
         raise ValueError(f"{os.fspath(path)} is damaged, or not a checkpoint: {error}") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f"{os.fspath(path)} was not written by save_checkpoint")
-    paths, leaves, treedef = optree.tree_flatten_with_path(state, none_is_leaf=True)
-    names = [_name(where) for where in paths]
+    names, leaves, treedef = _flatten(state)
     if names != content["names"]:
         theirs = content["names"]
         raise ValueError(
@@ -121,8 +119,13 @@ def load_checkpoint(path: str | os.PathLike[str], state: Any) -> Any:
     return optree.tree_unflatten(treedef, map(_unpacked, leaves, content["leaves"]))
 
 
-def _name(where: tuple[Any, ...]) -> str:
-    return "/".join(map(str, where))
+def _flatten(state: Any) -> tuple[list[str], list[Any], optree.PyTreeSpec]:
+    paths, leaves, treedef = optree.tree_flatten_with_path(state, _is_history, none_is_leaf=True)
+    return ["/".join(map(str, path)) for path in paths], leaves, treedef
+
+
+def _is_history(x: Any) -> bool:
+    return type(x) in (list, tuple) and all(isinstance(item, _PLAIN) for item in x)
 
 
 def _difference(names: list[str], others: list[str]) -> str:
@@ -135,7 +138,7 @@ def _packed(name: str, leaf: Any) -> Any:
         return leaf.get_state()
     if isinstance(leaf, Tensor):
         return _compact(leaf)
-    if isinstance(leaf, _PLAIN):
+    if isinstance(leaf, _PLAIN) or _is_history(leaf):
         return leaf
     if _has_state(leaf):
         return optree.tree_map(
@@ -184,7 +187,7 @@ def _unpacked(leaf: Any, saved: Any) -> Any:
         if isinstance(leaf, torch.nn.Parameter):
             return torch.nn.Parameter(moved, leaf.requires_grad)
         return moved.requires_grad_(leaf.requires_grad)
-    if isinstance(leaf, _PLAIN):
+    if isinstance(leaf, _PLAIN) or _is_history(leaf):
         return saved
     leaf.load_state_dict(saved)
     return leaf

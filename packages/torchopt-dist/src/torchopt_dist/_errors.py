@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from traceback import format_exception
 from typing import NamedTuple
 
 
@@ -15,6 +16,11 @@ class TaskFailure(NamedTuple):
     task: int
     # the traceback on that rank, as text
     traceback: str
+
+    @classmethod
+    def of(cls, rank: int, task: int, error: Exception) -> TaskFailure:
+        """Return what there is to tell of an exception."""
+        return cls(rank, task, "".join(format_exception(error)))
 
 
 class TaskError(RuntimeError):

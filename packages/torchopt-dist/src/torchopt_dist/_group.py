@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import threading
@@ -18,6 +19,8 @@ from torchopt_dist._errors import LostRankError
 
 # how long ranks are waited for that may report a failed collective, too
 _GRACE_SECONDS = 5.0
+# which process group is entered next, the same on all ranks
+_entries = itertools.count()
 
 
 class Ranks(NamedTuple):
@@ -32,12 +35,17 @@ class Ranks(NamedTuple):
     group: dist.ProcessGroup | None
 
     def share(self, count: int) -> range:
-        """Return this rank's items of ``count``: a contiguous block."""
+        """Return this rank's items of ``count``: a contiguous block.
+
+        All blocks but the last are as long as the longest has to be, so that those of a power of
+        two are whole subtrees. The last ranks may be left without any.
+        """
         return self.share_of(self.rank, count)
 
     def share_of(self, rank: int, count: int) -> range:
         """Return the items of a rank."""
-        return range(rank * count // self.size, (rank + 1) * count // self.size)
+        block = -(-count // self.size)
+        return range(min(rank * block, count), min((rank + 1) * block, count))
 
     @classmethod
     def of(cls, group: dist.ProcessGroup | None) -> Ranks:
@@ -71,8 +79,9 @@ def process_group(*, backend: str | None = None, timeout: float = 300.0) -> Iter
 
     Without `torchrun`, nothing is started and there is one rank: the same script runs in a single
     process. On one machine gloo is bound to the loopback interface, unless ``GLOO_SOCKET_IFNAME``
-    names another; without ``MASTER_ADDR``, the ranks meet at 127.0.0.1. Anyone who reaches the
-    addresses can take part: give others than loopback in trusted networks only.
+    names another; without ``MASTER_ADDR``, the ranks meet at 127.0.0.1. `torchrun` keeps the store
+    in which they meet, and lets it listen on all interfaces. Anyone who reaches these addresses can
+    take part: use several machines in trusted networks only.
 
     Args:
         backend: Of `torch.distributed`. Default: ``"cpu:gloo,cuda:nccl"`` where there is a CUDA
@@ -103,7 +112,15 @@ def process_group(*, backend: str | None = None, timeout: float = 300.0) -> Iter
         yield
         return
     with _loopback():
-        dist.init_process_group(backend or _backend(), timeout=timedelta(seconds=timeout))
+        patience = timedelta(seconds=timeout)
+        meeting = dist.rendezvous("env://", timeout=patience)  # type: ignore[attr-defined]
+        store, rank, size = next(meeting)
+        # under another name each time: a later group must not find the addresses of an earlier one
+        prefix = f"torchopt/{next(_entries)}"
+        store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
+        dist.init_process_group(
+            backend or _backend(), store=store, rank=rank, world_size=size, timeout=patience
+        )
         try:
             yield
         finally:

@@ -67,7 +67,7 @@ class TreeSum(Summation):
     in the same order. So every addition has the same operands whatever the number of ranks.
 
     A rank keeps one gradient for each level of the tree; the gathered buffer has, for each rank, as
-    many gradients as the rank with the most subtrees.
+    many gradients as the rank with the most subtrees: one where a share is a power of two.
     """
 
     def __init__(self, leaves: Leaves, ranks: Ranks, count: int, extra: int) -> None:

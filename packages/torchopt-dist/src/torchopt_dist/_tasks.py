@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -22,6 +21,8 @@ from torchopt_dist._reduce_tree import RunningSum, Summation, TreeSum
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+    from torchopt.utils import ModuleState
 
 # by how much the norms of parameters may differ between ranks that compute the same
 _DRIFT = 1e-5
@@ -103,10 +104,11 @@ def map_tasks(
         metrics: Names of further real scalars of a task, such as an accuracy.
         deterministic: Whether the result is the same to the last bit for any number of ranks:
             gradients are added along a binary tree over the tasks. A rank then needs memory for
-            one gradient per level of the tree, and to gather those of subtrees, at most two per
-            level and rank. Default: ``False``, equal to rounding. The tasks' own arithmetic has to
-            round alike on each rank: the same kind of machine, and the same number of threads,
-            which `torchrun` sets to 1 and a single process does not.
+            one gradient per level of the tree, and to gather those of the subtrees of all ranks:
+            one a rank where the shares are a power of two, else up to two per level. The tasks'
+            own arithmetic has to round alike on each rank: the same kind of machine, and the same
+            number of threads, which `torchrun` sets to 1 and a single process does not. Default:
+            ``False``, equal to rounding.
         seed: Makes randomness inside `fn` independent of the ranks: before each task, torch's
             generators for the CPU and for the device of `params` start from this and the index,
             and are put back afterwards. Pass another one for each meta-step. Default: they go on
@@ -144,48 +146,47 @@ def map_tasks(
     count = _check_count(tasks)
     names = tuple(metrics)
     scales = _scales(count, reduction, weights)
-    step = _Step(fn, tasks, params, leaves, names, seed)
+    step = _Step(fn, tasks, params, leaves, names, seed, _states(params))
 
-    columns = 1 + len(names)
-    parts = [count * columns, ranks.size, ranks.size, len(leaves.tensors)]
+    layout = [count * (1 + len(names)), ranks.size, ranks.size, len(leaves.tensors)]
     summation: Summation = (TreeSum if deterministic else RunningSum)(
-        leaves, ranks, count, sum(parts)
+        leaves, ranks, count, sum(layout)
     )
-    table, failed, norms, uses = torch.split(summation.extra, parts)
-    table = table.view(count, columns)
-    failure: tuple[TaskFailure, Exception] | None = None
-    for index in ranks.share(count):
-        try:
-            values, gradients = step.run(index, scales[index])
-        except Exception as error:
-            text = "".join(traceback.format_exception(error))
-            failure = TaskFailure(ranks.names[ranks.rank], index, text), error
-            break
-        summation.add(index, gradients)
-        for column, value in enumerate(values):
-            table[index, column] += value
-        for position, gradient in enumerate(gradients):
-            if gradient is not None:
-                uses[position] = 1
-
+    report = _Report(*torch.split(summation.extra, layout))
+    failure = _run_share(step, ranks.share(count), scales, summation, report)
     if ranks.size > 1:
-        failed[ranks.rank] = failure is not None
-        norms[ranks.rank] = leaves.norm()
+        report.failed[ranks.rank] = failure is not None
+        report.norms[ranks.rank] = leaves.norm()
     elif failure is not None:
-        raise TaskError([failure[0]]) from failure[1]
+        raise TaskError([TaskFailure.of(ranks.names[ranks.rank], *failure)]) from failure[1]
     total, extra = summation.reduce()
-    _, failed, norms, uses = torch.split(extra.cpu(), parts)
-    table = extra[: count * columns].view(count, columns).clone()  # lets go of the buffer
-    if failed.any():
+
+    on_device = _Report(*torch.split(extra, layout))
+    report = _Report(*torch.split(extra.cpu(), layout))
+    if report.failed.any():
         _raise_together(failure, ranks)
-    _check_same(norms, ranks)
-    losses, *others = table.unbind(1)
+    _check_same(report.norms, ranks)
+    # a copy lets go of the buffer
+    losses, *others = on_device.table.clone().view(count, -1).unbind(1)
     return TaskGradients(
         loss=(losses * losses.new_tensor(scales)).sum(),
-        grads=leaves.tree(total, (uses > 0).tolist()),
+        grads=leaves.tree(total, (report.uses > 0).tolist()),
         losses=losses,
         metrics=dict(zip(names, others, strict=True)),
     )
+
+
+class _Report(NamedTuple):
+    """What travels with the gradients; zero where another rank has something to say."""
+
+    # (tasks * columns,): the loss of each task, and its metrics
+    table: Tensor
+    # (ranks,): whether a task raised on a rank
+    failed: Tensor
+    # (ranks,): the norm of its parameters
+    norms: Tensor
+    # (leaves,): on how many ranks tasks depend on a leaf
+    uses: Tensor
 
 
 class _Step(NamedTuple):
@@ -197,15 +198,21 @@ class _Step(NamedTuple):
     leaves: Leaves
     names: tuple[str, ...]
     seed: int | None
+    # of the modules in `params`, as they are before each task
+    states: list[tuple[nn.Module, ModuleState]]
 
     def run(self, index: int, scale: float) -> tuple[list[Any], tuple[Tensor | None, ...]]:
         """Return the loss and metrics of a task, and the gradients of its scaled loss."""
-        with torch.enable_grad(), self._seeded(index), _restored(self.params):
-            output = self.fn(self.params, self.tasks[index])
-            loss, values = self._parse(output)
-            gradients = torch.autograd.grad(
-                loss, self.leaves.tensors, torch.full_like(loss, scale), allow_unused=True
-            )
+        try:
+            with torch.enable_grad(), self._seeded(index):
+                output = self.fn(self.params, self.tasks[index])
+                loss, values = self._parse(output)
+                gradients = torch.autograd.grad(
+                    loss, self.leaves.tensors, torch.full_like(loss, scale), allow_unused=True
+                )
+        finally:
+            for module, state in self.states:
+                recover_state_dict(module, state)
         return [loss.detach().view(()), *values], gradients
 
     def _parse(self, output: Any) -> tuple[Tensor, list[Any]]:
@@ -254,6 +261,25 @@ class _Step(NamedTuple):
             yield
 
 
+def _run_share(
+    step: _Step, share: range, scales: Sequence[float], summation: Summation, report: _Report
+) -> tuple[int, Exception] | None:
+    """Evaluate tasks up to the first that raises; return the index of that, and what it raised."""
+    rows = report.table.view(len(scales), -1)
+    used = [False] * len(report.uses)
+    for index in share:
+        try:
+            values, gradients = step.run(index, scales[index])
+        except Exception as error:
+            return index, error
+        summation.add(index, gradients)
+        for column, value in enumerate(values):
+            rows[index, column] += value
+        used = [seen or x is not None for seen, x in zip(used, gradients, strict=True)]
+    report.uses.copy_(torch.tensor(used))
+    return None
+
+
 def _scalar(name: str, value: Any) -> Tensor | float:
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
         return value.detach().view(())
@@ -262,17 +288,10 @@ def _scalar(name: str, value: Any) -> Tensor | float:
     raise TypeError(f"the metric {name!r} must be a real scalar, got {value!r}")
 
 
-@contextlib.contextmanager
-def _restored(params: Any) -> Iterator[None]:
-    """Put back what a task does to modules."""
-    modules: list[Any] = optree.tree_leaves(params)
-    modules = [module for module in modules if isinstance(module, nn.Module)]
-    states = [extract_state_dict(module, detach_buffers=True) for module in modules]
-    try:
-        yield
-    finally:
-        for module, state in zip(modules, states, strict=True):
-            recover_state_dict(module, state)
+def _states(params: Any) -> list[tuple[nn.Module, ModuleState]]:
+    leaves: list[Any] = optree.tree_leaves(params)
+    modules = [leaf for leaf in leaves if isinstance(leaf, nn.Module)]
+    return [(module, extract_state_dict(module, detach_buffers=True)) for module in modules]
 
 
 def _check_count(tasks: Any) -> int:
@@ -319,10 +338,10 @@ def _check_same(norms: Tensor, ranks: Ranks) -> None:
         )
 
 
-def _raise_together(failure: tuple[TaskFailure, Exception] | None, ranks: Ranks) -> None:
+def _raise_together(failure: tuple[int, Exception] | None, ranks: Ranks) -> None:
     """Exchange tracebacks, and raise them on every rank."""
+    own = failure and TaskFailure.of(ranks.names[ranks.rank], *failure)
     gathered: list[TaskFailure | None] = [None] * ranks.size
     with naming_lost_ranks(ranks):
-        dist.all_gather_object(gathered, failure and failure[0], group=ranks.group)
-    failures = [found for found in gathered if found is not None]
-    raise TaskError(failures) from (failure and failure[1])
+        dist.all_gather_object(gathered, own, group=ranks.group)
+    raise TaskError([found for found in gathered if found]) from (failure and failure[1])
