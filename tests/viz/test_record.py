@@ -332,17 +332,18 @@ def test_a_saved_tensor_that_was_overwritten_is_a_cut() -> None:
 
 def test_a_cut_within_a_step_belongs_to_the_step() -> None:
     module = net()
+    scale = torch.ones(1, requires_grad=True)
     inner = torchopt.MetaSGD(module, lr=0.1, use_accelerated_op=False)
     with record(module) as recording:
         for _ in range(2):
-            loss = module(torch.ones(1, 2)).exp().sum()
+            loss = module(scale.exp().detach() * torch.ones(1, 2)).exp().sum()
             loss.detach()
             inner.step(loss)
         out = module(torch.ones(1, 2)).sum()
-    graph = gradient_graph(out, recording=recording)
+    graph = gradient_graph(out, {"scale": scale}, recording=recording)
     cuts = [node for node in graph.nodes if node.kind == "cut"]
     steps = [graph.groups[cut.group].label for cut in cuts]
-    assert steps == ["inner step 1", "inner step 2"]
+    assert steps == ["inner step 1"] * 2 + ["inner step 2"] * 2
     assert len(graph.repeats[0].groups) == 2
 
 
