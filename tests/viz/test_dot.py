@@ -291,6 +291,9 @@ def test_resize_graph_scales_with_what_is_there(
     [
         ({"group_by": "layer"}, ValueError, "`group_by` must be 'step', 'module', both or None"),
         ({"group_by": ["step", 3]}, ValueError, "or None, got ['step', 3]"),
+        ({"group_by": 3}, ValueError, "both or None, got 3"),
+        ({"max_depth": "1"}, TypeError, "`max_depth` must be an integer, got str"),
+        ({"max_attr_chars": None}, TypeError, "`max_attr_chars` must be an integer, got NoneType"),
         ({"max_depth": 1}, ValueError, "`max_depth=1` is a depth of groups: choose `group_by`"),
         ({"max_depth": -1, "group_by": "step"}, ValueError, "non-negative or None, got -1"),
         ({"max_attr_chars": 0}, ValueError, "`max_attr_chars` must be a positive integer, got 0"),
@@ -304,6 +307,14 @@ def test_bad_options(options: dict[str, Any], error: type[Exception], message: s
     w, lost = (torch.ones(1, requires_grad=True) for _ in range(2))
     with pytest.raises(error, match=re.escape(message)):
         make_dot(w.sum(), {"w": w, "lost": lost}, **options)
+
+
+def test_a_tensor_that_was_cut_cannot_be_highlighted() -> None:
+    w, v = (torch.ones(1, requires_grad=True) for _ in range(2))
+    with record() as recording:
+        out = w.detach() * v
+    with pytest.raises(ValueError, match="`highlight`: 'w' does not reach the output"):
+        make_dot(out, {"w": w}, highlight="w", recording=recording)
 
 
 def test_a_tensor_to_highlight_that_is_not_in_the_graph() -> None:
