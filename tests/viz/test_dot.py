@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,11 @@ def test_the_signatures_are_those_that_programs_rely_on() -> None:
         ("min_size", 12.0),
     ]
     assert torchopt.visual.make_dot is make_dot
+
+
+def test_importing_takes_no_plotting_library() -> None:
+    program = "import sys, torchopt_viz; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_the_text_needs_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,12 +167,15 @@ def test_frames_are_drawn_around_steps_and_modules() -> None:
     assert both == [f for step in steps for f in (step, "0", "2")]
 
 
-def test_frames_say_how_many_bytes_they_keep() -> None:
-    w = torch.ones(256, requires_grad=True)
+@pytest.mark.parametrize(
+    ("size", "text"), [(1, "4 B"), (256, "1 KiB"), (384, "1.5 KiB"), (2**20, "4 MiB")]
+)
+def test_frames_say_how_many_bytes_they_keep(size: int, text: str) -> None:
+    w = torch.ones(size, requires_grad=True)
     with record() as recording:
         out = nn.Sequential(nn.Tanh())(w).sum()
     dot = make_dot(out, group_by="module", recording=recording)
-    assert 'label="0 (Tanh)  (1 KiB)"' in dot.source
+    assert f'label="0 (Tanh)  ({text})"' in dot.source
 
 
 def test_groups_deeper_than_the_limit_are_one_box() -> None:
@@ -225,6 +235,11 @@ def test_tensors_that_are_used_alike_fold_into_one_box() -> None:
     ) in [box.replace("\\n", "\n") for box in folded]
 
 
+def test_leaves_without_names_fold_into_their_number() -> None:
+    out = torch.stack([torch.ones(2, requires_grad=True) for _ in range(3)])
+    assert boxes(make_dot(out, fold=True))[0] == "3 leaves"
+
+
 @pytest.mark.parametrize("by_name", [True, False], ids=["name", "tensor"])
 def test_paths_to_the_output_are_highlighted(by_name: bool) -> None:
     w, v = (torch.ones(1, requires_grad=True) for _ in range(2))
@@ -276,6 +291,9 @@ def test_resize_graph_scales_with_what_is_there(
     [
         ({"group_by": "layer"}, ValueError, "`group_by` must be 'step', 'module', both or None"),
         ({"group_by": ["step", 3]}, ValueError, "or None, got ['step', 3]"),
+        ({"group_by": 3}, ValueError, "both or None, got 3"),
+        ({"max_depth": "1"}, TypeError, "`max_depth` must be an integer, got str"),
+        ({"max_attr_chars": None}, TypeError, "`max_attr_chars` must be an integer, got NoneType"),
         ({"max_depth": 1}, ValueError, "`max_depth=1` is a depth of groups: choose `group_by`"),
         ({"max_depth": -1, "group_by": "step"}, ValueError, "non-negative or None, got -1"),
         ({"max_attr_chars": 0}, ValueError, "`max_attr_chars` must be a positive integer, got 0"),
@@ -289,6 +307,14 @@ def test_bad_options(options: dict[str, Any], error: type[Exception], message: s
     w, lost = (torch.ones(1, requires_grad=True) for _ in range(2))
     with pytest.raises(error, match=re.escape(message)):
         make_dot(w.sum(), {"w": w, "lost": lost}, **options)
+
+
+def test_a_tensor_that_was_cut_cannot_be_highlighted() -> None:
+    w, v = (torch.ones(1, requires_grad=True) for _ in range(2))
+    with record() as recording:
+        out = w.detach() * v
+    with pytest.raises(ValueError, match="`highlight`: 'w' does not reach the output"):
+        make_dot(out, {"w": w}, highlight="w", recording=recording)
 
 
 def test_a_tensor_to_highlight_that_is_not_in_the_graph() -> None:

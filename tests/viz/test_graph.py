@@ -235,6 +235,12 @@ def test_a_net_with_one_parameter_has_steps() -> None:
     assert labels(gradient_graph(out, states), "step")[-1] == "outer loss"
 
 
+def test_the_prefix_of_a_single_state_is_no_module() -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    graph = gradient_graph(net(torch.ones(1, 2)), state(net, "meta.initial."))
+    assert labels(graph, "module") == ["0", "1"]
+
+
 def test_tensors_that_are_not_states_make_no_steps() -> None:
     net = nn.Linear(2, 1)
     hidden = net(torch.ones(1, 2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -237,12 +238,17 @@ def compared(w: Tensor) -> Tensor:
     return (w > 0).float()  # here
 
 
+def counted(w: Tensor) -> Tensor:
+    return torch.histc(w, 2)  # here
+
+
 CUTS = [
     (detached, "detached", "detach"),
     (detached_in_place, "detached", "detach_"),
     (taken_by_data, "detached", "data"),
     (converted_by_item, "detached", "item"),
     (converted_to_a_list, "detached", "tolist"),
+    (counted, "detached", "histc"),
     (stopped, "detached", "detach_"),
     (extracted_by_deepcopy, "detached", "detach"),
     (under_no_grad, "no_grad", "mul"),
@@ -290,6 +296,28 @@ def test_a_first_order_inner_step_is_a_cut_at_the_inner_loss() -> None:
     assert graph.unreached == ()
 
 
+def test_a_step_of_an_optimizer_of_torch_is_a_cut() -> None:
+    rate = torch.ones(2, requires_grad=True)
+    w = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([w], lr=0.1)
+
+    def program() -> Tensor:
+        (w.grad,) = torch.autograd.grad((w * rate).square().sum(), w, create_graph=True)
+        optimizer.step()
+        return w.sum()
+
+    with record() as recording:
+        out = program()
+    graph = gradient_graph(out, {"w": w, "rate": rate}, recording=recording)
+    assert graph.unreached == ("rate",)
+    cuts = [(node.cause, node.label, node.where) for node in graph.nodes if node.kind == "cut"]
+    # the step also spoils the graph of the gradient
+    assert cuts == [
+        ("in-place", "saved self overwritten", line_of(program, "w * rate")),
+        ("in-place", "add_", line_of(program, "optimizer.step")),
+    ]
+
+
 def test_a_saved_tensor_that_was_overwritten_is_a_cut() -> None:
     w = torch.ones(2, requires_grad=True)
     y = w * 1
@@ -304,17 +332,18 @@ def test_a_saved_tensor_that_was_overwritten_is_a_cut() -> None:
 
 def test_a_cut_within_a_step_belongs_to_the_step() -> None:
     module = net()
+    scale = torch.ones(1, requires_grad=True)
     inner = torchopt.MetaSGD(module, lr=0.1, use_accelerated_op=False)
     with record(module) as recording:
         for _ in range(2):
-            loss = module(torch.ones(1, 2)).exp().sum()
+            loss = module(scale.exp().detach() * torch.ones(1, 2)).exp().sum()
             loss.detach()
             inner.step(loss)
         out = module(torch.ones(1, 2)).sum()
-    graph = gradient_graph(out, recording=recording)
+    graph = gradient_graph(out, {"scale": scale}, recording=recording)
     cuts = [node for node in graph.nodes if node.kind == "cut"]
     steps = [graph.groups[cut.group].label for cut in cuts]
-    assert steps == ["inner step 1", "inner step 2"]
+    assert steps == ["inner step 1"] * 2 + ["inner step 2"] * 2
     assert len(graph.repeats[0].groups) == 2
 
 
@@ -370,6 +399,28 @@ def trained_by_torch(w: Tensor) -> Tensor:
     return module(w)
 
 
+def solved(w: Tensor) -> Tensor:
+    implicit = pytest.importorskip("torchopt_implicit")
+
+    @implicit.custom_root(lambda x, w: x - w**2, argnums=1)  # type: ignore[untyped-decorator]
+    def solve(start: Tensor, w: Tensor) -> Tensor:
+        return start - (start - w**2)
+
+    found: Tensor = solve(torch.zeros(3), w)
+    return found
+
+
+def estimated(w: Tensor) -> Tensor:
+    zero = pytest.importorskip("torchopt_zero")
+
+    @zero.zero_order(torch.randn, num_samples=2)  # type: ignore[untyped-decorator]
+    def count(w: Tensor) -> Tensor:
+        return (w > 0).sum() + w.detach().sum()
+
+    found: Tensor = count(w)
+    return found
+
+
 NO_CUTS: dict[str, Callable[[Tensor], Any]] = {
     "shapes": lambda w: w * w.shape[0] * w.numel() * torch.zeros_like(w) + w.new_ones(3),
     "grad": lambda w: (w.grad, w * 2)[1],
@@ -384,6 +435,8 @@ NO_CUTS: dict[str, Callable[[Tensor], Any]] = {
     "MetaAdam": step_of(torchopt.MetaAdam),
     "MetaRAdam": step_of(torchopt.MetaRAdam),
     "torch.optim": trained_by_torch,
+    "implicit differentiation": solved,
+    "zero-order estimate": estimated,
     "torch.func": lambda w: torch.func.vmap(torch.sin)(w) + torch.func.grad(lambda x: x[0] ** 2)(w),
 }
 
@@ -468,6 +521,33 @@ def test_tensors_that_foreach_functions_overwrite_still_raise() -> None:
     torch._foreach_mul_([y.detach() for y in ys], 2.0)
     with pytest.raises(RuntimeError, match=r"modified by an inplace operation.*at version 1"):
         zs[0].sum().backward()
+
+
+def test_a_failed_backward_pass_leaves_no_module_behind() -> None:
+    module = net()
+    x = torch.ones(1, 2, requires_grad=True)
+    with record(module) as recording:
+        y = module(x).sum()
+        with pytest.raises(RuntimeError, match="not have been used in the graph"):
+            torch.autograd.grad(y, [x, torch.ones(1, requires_grad=True)], create_graph=True)
+        out = x.sin().sum()
+    graph = gradient_graph(out, recording=recording)
+    assert [group.label for group in graph.groups] == ["graph"]
+
+
+def test_other_threads_are_not_watched() -> None:
+    module = net()
+
+    def program() -> None:
+        module(torch.ones(1, 2)).sum().detach()
+        adapt(module, torch.ones(1, 2), 0.1, steps=1)
+
+    with record(module) as recording:
+        thread = threading.Thread(target=program)
+        thread.start()
+        thread.join()
+    assert recording.cuts == ()
+    assert recording.steps == []
 
 
 def test_a_recording_says_what_it_holds() -> None:

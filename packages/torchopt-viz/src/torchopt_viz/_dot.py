@@ -100,30 +100,43 @@ def make_dot(
     else:
         raise TypeError(f"`highlight` must be a tensor or a name, got {type(highlight).__name__}")
     graph = collect(var, names, recording)
-    try:
-        path = frozenset(() if name is None else graph.path(name))
-    except KeyError as error:
-        problem = error.args[0] if name is highlight else "the tensor does not reach the output"
-        raise ValueError(f"`highlight`: {problem}") from None
+    path = frozenset(() if name is None else _path(graph, name, name is highlight))
     shown = view(graph, kinds, max_depth, fold)
     return _Drawing(graph, shown, path, show_saved, max_attr_chars if show_attrs else None).dot()
 
 
-def _kinds(group_by: GroupBy | Sequence[GroupBy] | None) -> set[str]:
-    chosen = [group_by] if isinstance(group_by, str) else list(group_by or ())
-    for kind in chosen:
-        if kind not in ("step", "module"):
-            raise ValueError(f"`group_by` must be 'step', 'module', both or None, got {group_by!r}")
-    return {*chosen, *(["backward"] if "module" in chosen else [])}
+def _path(graph: Graph, name: str, is_given: bool) -> tuple[int, ...]:
+    """Return the path from a tensor; it was given by name, or the name was looked up."""
+    what = repr(name) if is_given else "the tensor"
+    try:
+        path = graph.path(name)
+    except KeyError as error:
+        if is_given and name not in graph.unreached:
+            raise ValueError(f"`highlight`: {error.args[0]}") from None
+        path = ()
+    if not path:
+        raise ValueError(f"`highlight`: {what} does not reach the output")
+    return path
+
+
+def _kinds(group_by: object) -> set[str]:
+    if group_by is None:
+        return set()
+    chosen = list(group_by) if isinstance(group_by, (list, tuple, set, frozenset)) else [group_by]
+    if not all(kind in ("step", "module") for kind in chosen):
+        raise ValueError(f"`group_by` must be 'step', 'module', both or None, got {group_by!r}")
+    kinds = {kind for kind in ("step", "module") if kind in chosen}
+    return kinds | {"backward"} if "module" in kinds else kinds
 
 
 def _check(kinds: set[str], max_depth: int | None, max_attr_chars: int) -> None:
-    for name, number in (("max_depth", max_depth), ("max_attr_chars", max_attr_chars)):
-        if isinstance(number, bool) or not isinstance(number, (int, type(None))):
+    depth = 0 if max_depth is None else max_depth
+    for name, number in (("max_depth", depth), ("max_attr_chars", max_attr_chars)):
+        if isinstance(number, bool) or not isinstance(number, int):
             raise TypeError(f"`{name}` must be an integer, got {type(number).__name__}")
     if max_attr_chars < 1:
         raise ValueError(f"`max_attr_chars` must be a positive integer, got {max_attr_chars}")
-    if max_depth is not None and max_depth < 0:
+    if depth < 0:
         raise ValueError(f"`max_depth` must be non-negative or None, got {max_depth}")
     if max_depth is not None and not kinds:
         raise ValueError(f"`max_depth={max_depth}` is a depth of groups: choose `group_by`, too")

@@ -24,7 +24,8 @@ class Caller(NamedTuple):
     """Who called a function of torch."""
 
     owner: Owner
-    # whether that was within a `torch.autograd.Function`, which has a derivative of its own
+    # whether that was within a function with a derivative of its own: a `torch.autograd.Function`,
+    # implicit differentiation or a zero-order estimate
     in_function: bool
 
 
@@ -49,6 +50,10 @@ _ENTRANCES = tuple(
     )
 )
 _APPLY = torch.autograd.Function.apply.__code__
+# what they run is not differentiated itself: a solver, a function that is sampled
+_WITH_DERIVATIVE = tuple(
+    f"{os.sep}{name}{os.sep}" for name in ("torchopt_implicit", "torchopt_zero")
+)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -61,6 +66,11 @@ def _owner(file: str) -> Owner:
     if file.startswith((_TORCH, _OPTREE)):
         return "torch"
     return "user"
+
+
+@functools.lru_cache(maxsize=4096)
+def _has_derivative(file: str) -> bool:
+    return any(part in os.path.abspath(file) for part in _WITH_DERIVATIVE)
 
 
 def _frames() -> Iterator[FrameType]:
@@ -84,6 +94,6 @@ def find_caller() -> Caller:
     for frame in _frames():
         if owner == "entrance":
             owner = _owner(frame.f_code.co_filename)
-        if frame.f_code is _APPLY:
+        if frame.f_code is _APPLY or _has_derivative(frame.f_code.co_filename):
             return Caller(owner, True)
     return Caller(owner, False)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Container, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 from torchopt_viz._graph import Group, GroupKind, Node, Repeat
@@ -107,10 +108,13 @@ def _steps(
 ) -> dict[Function, int]:
     """Return the number of the first step whose parameters depend on a function.
 
-    A function on a path that was cut belongs to the step after the last parameters it depends on.
+    A function on a path that was cut belongs to the step in which it ran. There are such paths
+    only with a recording, so that sequence numbers tell.
     """
+    steps: list[list[Function]]
     if names.steps:
-        ends = [[tensor.grad_fn for tensor in step] for step in names.steps]
+        steps = [[tensor.grad_fn for tensor in step] for step in names.steps]
+        ends = [[function for function in step if function in inputs] for step in steps]
     elif recording is not None:
         by_number = {function._sequence_nr(): function for function in functions}
         steps = [[by_number[x] for x in step if x in by_number] for step in recording.steps]
@@ -118,21 +122,21 @@ def _steps(
     else:
         return {}
     found: dict[Function, int] = {}
-    made: dict[Function, int] = {}
     for number, step in enumerate(ends, 1):
-        todo = [function for function in step if function in inputs]
-        made |= dict.fromkeys(todo, number)
+        todo = list(step)
         while todo:
             function = todo.pop()
             if function not in found:
                 found[function] = number
                 todo += [source for source, _ in inputs[function]]
-    latest: dict[Function, int] = {}
-    for function in functions:
-        before = max((latest[source] for source, _ in inputs[function]), default=0)
-        latest[function] = max(before, made.get(function, 0))
-        if function not in found and function not in alive and latest[function] < len(ends):
-            found[function] = latest[function] + 1
+    if recording is not None:
+        numbers = (max((end._sequence_nr() for end in step), default=0) for step in ends)
+        last = list(accumulate(numbers, max))
+        for function in functions:
+            if function not in found and function not in alive:
+                number = bisect.bisect_left(last, function._sequence_nr()) + 1
+                if number <= len(last):
+                    found[function] = number
     return found
 
 

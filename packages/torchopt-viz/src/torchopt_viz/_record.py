@@ -38,8 +38,8 @@ def record(module: nn.Module | None = None) -> Iterator[Recording]:
     module of the node that was differentiated. Steps of a :class:`torchopt.MetaOptimizer` are
     inner steps. A gradient is cut where a tensor that requires grad is used and the result does
     not require it: because it was detached, made under ``no_grad``, converted to integers, or
-    written in place under ``no_grad``. What torch and the forward pass of a
-    :class:`torch.autograd.Function` do inside is not a cut.
+    written in place under ``no_grad``. What torch, a :class:`torch.autograd.Function`, implicit
+    differentiation and zero-order estimates do inside is not a cut.
 
     The calling thread is watched. Backward passes run in it, one device after another.
 
