@@ -113,7 +113,7 @@ class Graph(NamedTuple):
     unreached: tuple[str, ...]
     # keys of functions whose saved tensors torch does not show, such as `torch._foreach_mul`: their
     # memory is missing from the totals, unless :func:`record` has seen them run
-    unseen: tuple[int, ...]
+    unseen: tuple[int, ...] = ()
 
     def memory(self) -> Memory:
         """Return the bytes that each group keeps alive for the backward pass."""
