@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import socket
 import sys
 import tempfile
 import time
@@ -29,12 +30,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import torchopt
+import torchopt.distributed as todist
 from compare import Spread
 from report import AT_LEAST, AT_MOST, Bound, Row, render
-from torchopt_dist import map_tasks
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
+from _digits import Task
 from few_shot_digits import INNER_STEPS, QUERIES, SEEN, SHOTS, WAYS, load_classes, make_network
 
 TASKS = 8
@@ -88,7 +90,7 @@ def digits(team: Team, rounds: int) -> list[str]:
     for name, deterministic in (("collectives", False), ("collectives, deterministic", True)):
 
         def step(group: Any, deterministic: bool = deterministic) -> None:
-            result = map_tasks(adapted, tasks, net, group=group, deterministic=deterministic)
+            result = todist.map_tasks(adapted, tasks, net, group=group, deterministic=deterministic)
             result.accumulate_grad(net)
 
         ratios = []
@@ -115,7 +117,9 @@ def overhead(team: Team, rounds: int) -> list[str]:
             torchopt.recover_state_dict(net, initial)
 
     def mapped(deterministic: bool) -> None:
-        result = map_tasks(adapted, tasks, net, group=team.groups[0], deterministic=deterministic)
+        result = todist.map_tasks(
+            adapted, tasks, net, group=team.groups[0], deterministic=deterministic
+        )
         result.accumulate_grad(net)
 
     def seconds(function: Callable[[], object]) -> float:
@@ -153,7 +157,7 @@ class Load(NamedTuple):
             time.sleep(self.sleep)
             return params.sum()
 
-        return lambda group: map_tasks(
+        return lambda group: todist.map_tasks(
             fn, range(self.tasks), params, group=group, deterministic=self.deterministic
         )
 
@@ -222,20 +226,88 @@ def scale(team: Team, rounds: int) -> list[str]:
     return [*tables, render(title, "cost", columns, rows)]
 
 
-#: By name: the number of ranks it needs, and the section.
-SECTIONS: dict[str, tuple[int, Section]] = {
+@todist.parallelize(todist.dim_partitioner(0), todist.mean_reducer)
+def rpc_loss(net: nn.Module, *batch: Tensor) -> Tensor:
+    """Return the mean loss of tasks, whose tensors are stacked; runs on the workers."""
+    return mean_loss(net, [Task(*tensors, names=[]) for tensors in zip(*batch, strict=True)])
+
+
+def mean_loss(net: nn.Module, tasks: Sequence[Any]) -> Tensor:
+    """Return the mean loss of tasks, in one graph."""
+    initial = torchopt.extract_state_dict(net)
+    losses = []
+    for task in tasks:
+        losses.append(adapted(net, task))
+        torchopt.recover_state_dict(net, initial)
+    return torch.stack(losses).mean()
+
+
+@todist.auto_init_rpc()
+@todist.rank_zero_only
+def measure_rpc(rounds: int) -> None:
+    """Compare the workers there are to a loop in one process, without RPC, and print it."""
+    net, tasks = make_network(), draw_tasks()
+    batch = [torch.stack([task[field] for task in tasks]) for field in range(4)]
+    initial = torchopt.extract_state_dict(net)
+
+    def by_hand() -> None:
+        for task in tasks:
+            (adapted(net, task) / len(tasks)).backward()
+            torchopt.recover_state_dict(net, initial)
+
+    def called() -> None:
+        with todist.autograd.context() as context_id:
+            todist.autograd.backward(context_id, rpc_loss(net, *batch))
+
+    ratios = []
+    for k in range(rounds + 1):
+        seconds = []
+        for step in (by_hand, called):
+            start = time.perf_counter()
+            for _ in range(3):
+                step()
+            seconds.append(time.perf_counter() - start)
+        if k > 0:
+            ratios.append(seconds)
+    if todist.get_world_size() == 1:
+        rows = [Row("RPC", [Spread.of([b / a for a, b in ratios])], [Bound(AT_MOST, 1.03)])]
+        title = "MAML on digits, 1 worker: time through RPC / time of a loop written by hand"
+        print(render(title, "door", ["1 worker"], rows), flush=True)
+        return
+    rows = [Row("RPC", [Spread.of([a / b for a, b in ratios])], [Bound(AT_LEAST, 1.6)])]
+    title = f"MAML on digits, {TASKS} tasks: tasks per second of 2 workers / those of a loop in 1"
+    print(render(title, "door", ["2 workers"], rows), flush=True)
+
+
+#: By name: the number of ranks it needs, and the section; ``None`` is :func:`measure_rpc`.
+SECTIONS: dict[str, tuple[int, Section | None]] = {
     "digits": (2, digits),
+    "rpc": (2, None),
     "overhead": (1, overhead),
+    "rpc-overhead": (1, None),
     "scale": (8, scale),
 }
 
 
-def run_rank(rank: int, size: int, store: str, name: str, rounds: int) -> None:
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_rank(rank: int, size: int, store: str, port: int, name: str, rounds: int) -> None:
     """Run a section on one rank; rank 0 prints the tables."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    _, section = SECTIONS[name]
+    if section is None:
+        os.environ.update(RANK=f"{rank}", WORLD_SIZE=f"{size}")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=f"{port}")
+        measure_rpc(rounds)
+        return
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
-    tables = SECTIONS[name][1](Team(size), rounds)
+    tables = section(Team(size), rounds)
     if rank == 0:
         print("\n".join(tables), flush=True)
     dist.destroy_process_group()
@@ -256,7 +328,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             store = str(Path(folder, "store"))
             rounds = 5 if arguments.quick else 20
-            mp.spawn(run_rank, args=(size, store, name, rounds), nprocs=size)
+            mp.spawn(run_rank, args=(size, store, free_port(), name, rounds), nprocs=size)
 
 
 if __name__ == "__main__":

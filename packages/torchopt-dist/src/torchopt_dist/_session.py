@@ -169,7 +169,8 @@ def _running(
 ) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         if options is None:
-            options = rpc.TensorPipeRpcBackendOptions()
+            # not "shm": its threads spin while they wait, and take the cores from the work
+            options = rpc.TensorPipeRpcBackendOptions(_transports=["ibv", "uv"])
             alone = world.local_world_size == world.world_size
             interface = _loopback() if alone and INTERFACE not in os.environ else None
         else:
