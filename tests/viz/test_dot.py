@@ -178,6 +178,25 @@ def test_frames_say_how_many_bytes_they_keep(size: int, text: str) -> None:
     assert f'label="0 (Tanh)  ({text})"' in dot.source
 
 
+def test_frames_say_when_torch_does_not_show_all_bytes() -> None:
+    def adapt_with_momentum() -> tuple[Tensor, list[Any]]:
+        module = net()
+        states = [torchopt.extract_state_dict(module, enable_visual=True, visual_prefix="0.")]
+        inner = torchopt.MetaSGD(module, lr=0.1, momentum=0.9, use_accelerated_op=False)
+        for prefix in ("1.", "2."):
+            inner.step(module(torch.ones(1, 2)).square().sum())
+            state = torchopt.extract_state_dict(module, enable_visual=True, visual_prefix=prefix)
+            states.append(state)
+        return module(torch.ones(1, 2)).sum(), states
+
+    dot = make_dot(*adapt_with_momentum(), group_by="step")
+    assert re.search(r"inner step 2  \(at least [^)]+\)", dot.source)
+    assert re.search(r"outer loss  \(\d", dot.source)
+    with record() as recording:
+        out, states = adapt_with_momentum()
+    assert "at least" not in make_dot(out, states, group_by="step", recording=recording).source
+
+
 def test_groups_deeper_than_the_limit_are_one_box() -> None:
     out, params, _ = adapted()
     closed = make_dot(out, params, group_by="step", max_depth=0)

@@ -181,6 +181,13 @@ class _Drawing:
         self.show_saved = show_saved
         self.max_attr_chars = max_attr_chars
         self.memory = graph.memory().inclusive
+        # the groups that keep more than torch shows
+        self.partial: set[int] = set()
+        for key in graph.unseen:
+            group: int | None = graph.nodes[key].group
+            while group is not None:
+                self.partial.add(group)
+                group = graph.groups[group].parent
         self.boxes: dict[int, list[int]] = {}
         for i, box in enumerate(shown.boxes):
             self.boxes.setdefault(box.group, []).append(i)
@@ -220,7 +227,7 @@ class _Drawing:
         for inner in self.view.inside.get(key, ()):
             group = self.graph.groups[inner]
             with dot.subgraph(name=f"cluster_{inner}") as cluster:
-                size = bytes_text(self.memory[inner])
+                size = self._size(inner)
                 cluster.attr(
                     label=graphviz.escape(f"{group.label}  ({size})" if size else group.label),
                     style="rounded,filled",
@@ -232,6 +239,11 @@ class _Drawing:
                 )
                 self._draw_group(cluster, inner)
 
+    def _size(self, group: int) -> str:
+        """Return the bytes that a group keeps, as text."""
+        size = bytes_text(self.memory[group])
+        return f"at least {size}" if size and group in self.partial else size
+
     def _draw_box(self, dot: graphviz.Digraph, i: int, box: Box) -> None:
         nodes = [self.graph.nodes[key] for key in box.nodes]
         kind = nodes[0].kind if box.collapsed is None else "group"
@@ -239,7 +251,7 @@ class _Drawing:
         if box.collapsed is not None:
             group = self.graph.groups[box.collapsed]
             count = f"{len(nodes)} node" + "s" * (len(nodes) > 1)
-            lines = [group.label, count, bytes_text(self.memory[group.key])]
+            lines = [group.label, count, self._size(group.key)]
             label = "\n".join(filter(None, lines))
         elif len(nodes) > 1:
             label = label_of_several(nodes)
