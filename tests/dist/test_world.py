@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -159,7 +161,7 @@ def test_before_rpc_is_up_everything_says_how_to_start_it(
 
 @pytest.mark.parametrize(
     "name",
-    [*BEFORE, "auto_init_rpc", "autograd.backward", "autograd.grad"],
+    [*BEFORE, "auto_init_rpc", "autograd.backward", "autograd.grad", "autograd.context"],
 )
 def test_without_rpc_in_torch_everything_says_so(
     environment: Callable[..., None], monkeypatch: pytest.MonkeyPatch, name: str
@@ -170,10 +172,52 @@ def test_without_rpc_in_torch_everything_says_so(
         "auto_init_rpc": lambda: todist.auto_init_rpc(),
         "autograd.backward": lambda: todist.autograd.backward(0, weight * 1),
         "autograd.grad": lambda: todist.autograd.grad(0, weight * 1, weight),
+        "autograd.context": lambda: todist.autograd.context().__enter__(),
     }
     assert not todist.is_available()
     with pytest.raises(todist.RpcUnavailableError, match="this build of torch has no RPC"):
         calls[name]()
+
+
+WITHOUT_RPC = """
+import importlib.machinery
+import sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name != "torch._C":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        load = spec.loader.exec_module
+
+        def load_without_rpc(module):
+            load(module)
+            del module._rpc_init, module._dist_autograd_init
+
+        spec.loader.exec_module = load_without_rpc
+        return spec
+
+sys.meta_path.insert(0, Finder())
+
+import torch
+import torchopt.distributed as todist
+from torchopt.distributed import *
+from torchopt.distributed.autograd import *
+
+assert not todist.is_available() and not todist.autograd.is_available()
+weight = torch.ones((), requires_grad=True)
+assert todist.map_tasks(lambda w, k: w * k, range(3), weight).grads == 1
+for entry in (auto_init_rpc, get_gradients, DistAutogradContext, context().__enter__, barrier):
+    try:
+        entry()
+    except todist.RpcUnavailableError:
+        continue
+    raise AssertionError(entry)
+"""
+
+
+def test_a_build_of_torch_without_rpc_has_everything_else() -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_RPC], check=True)
 
 
 def in_a_world(func: Callable[[], Any]) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch.distributed import rpc
 
-from torchopt_dist._info import require_rpc, worker_names
+from torchopt_dist._info import is_available, require_rpc, worker_names
 from torchopt_dist._remote_errors import WorkerLostError, WorkerTimeoutError, label
 from torchopt_dist._session import is_timeout
 
@@ -31,7 +31,6 @@ _gates: dict[tuple[tuple[int, ...], int], _Gate] = {}
 _passed: Counter[tuple[int, ...]] = Counter()
 
 
-@rpc.functions.async_execution  # type: ignore[untyped-decorator]
 def _arrive(ranks: tuple[int, ...], turn: int, rank: int) -> torch.futures.Future[None]:
     with _lock:
         gate = _gates.setdefault((ranks, turn), _Gate(len(ranks)))
@@ -42,6 +41,10 @@ def _arrive(ranks: tuple[int, ...], turn: int, rank: int) -> torch.futures.Futur
     if complete:
         gate.open.set_result(None)
     return gate.open
+
+
+if is_available():
+    _arrive = rpc.functions.async_execution(_arrive)  # type: ignore[no-untyped-call]
 
 
 def _missing(ranks: tuple[int, ...], turn: int) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch.distributed
 from torch.distributed import rpc
@@ -23,6 +23,7 @@ __all__ = [
     "is_available",
     "launched_world",
     "require_rpc",
+    "unavailable",
     "worker_names",
 ]
 
@@ -37,11 +38,16 @@ def is_available() -> bool:
 def require_rpc() -> None:
     """Raise :class:`RpcUnavailableError` if this build of torch has no RPC."""
     if not is_available():
-        raise RpcUnavailableError(
-            "this build of torch has no RPC (`torch.distributed.rpc.is_available()` is False): "
-            "install a build that has it, or use `torchopt.distributed.map_tasks`, which needs "
-            "torch's collectives at most"
-        )
+        unavailable()
+
+
+def unavailable(*_: object, **__: object) -> NoReturn:
+    """Raise :class:`RpcUnavailableError`."""
+    raise RpcUnavailableError(
+        "this build of torch has no RPC (`torch.distributed.rpc.is_available()` is False): "
+        "install a build that has it, or use `torchopt.distributed.map_tasks`, which needs "
+        "torch's collectives at most"
+    )
 
 
 def default_worker_name_format(

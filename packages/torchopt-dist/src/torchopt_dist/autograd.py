@@ -13,13 +13,20 @@ from typing import TypeAlias
 
 import torch
 import torch.distributed.autograd as engine
-from torch.distributed.autograd import context
 
-from torchopt_dist._info import require_rpc
+from torchopt_dist._info import require_rpc, unavailable
 
 if engine.is_available():
     from torch._C._distributed_autograd import DistAutogradContext, get_gradients
     from torch._C._distributed_autograd import backward as _engine_backward
+else:
+    get_gradients = _engine_backward = unavailable
+
+    class DistAutogradContext:  # type: ignore[no-redef]
+        """What a context refers to, where torch has RPC."""
+
+        __init__ = unavailable
+
 
 __all__ = [
     "DistAutogradContext",
@@ -31,6 +38,28 @@ __all__ = [
 ]
 
 TensorOrTensors: TypeAlias = "torch.Tensor | Sequence[torch.Tensor]"
+
+
+class context(engine.context):
+    """Records calls on other workers, for `backward` and `grad`; entering it gives its number.
+
+    Raises:
+        RpcUnavailableError: On entering, if this build of torch has no RPC.
+        RuntimeError: On entering, before RPC is up, or within another context of this thread.
+
+    Example:
+        >>> import torchopt.distributed as todist
+        >>> @todist.auto_init_rpc()
+        ... def main():
+        ...     with todist.autograd.context() as context_id:
+        ...         return todist.autograd.get_gradients(context_id)
+        >>> main()
+        {}
+    """
+
+    def __enter__(self) -> int:
+        require_rpc()
+        return super().__enter__()
 
 
 def is_available() -> bool:
