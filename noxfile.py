@@ -22,6 +22,7 @@ ACCEL = ROOT / "packages" / "torchopt-accel"
 IMPLICIT = ROOT / "packages" / "torchopt-implicit"
 ZERO = ROOT / "packages" / "torchopt-zero"
 DISTRIBUTED = ROOT / "packages" / "torchopt-dist"
+VIZ = ROOT / "packages" / "torchopt-viz"
 PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
 CACHES = {"__pycache__", ".mypy_cache"}
 COMPILED = {".so", ".pyd"}
@@ -205,3 +206,10 @@ def bench_dist(session: nox.Session) -> None:
     """Measure task parallelism on several processes, and what it costs by itself."""
     install(session, CORE, DISTRIBUTED, "numpy", "scikit-learn", "tqdm")
     session.run("python", "benchmarks/distributed.py", *session.posargs)
+
+
+@nox.session
+def bench_viz(session: nox.Session) -> None:
+    """Measure how long large gradient graphs take to collect and to draw."""
+    install(session, CORE, VIZ, "numpy")
+    session.run("python", "benchmarks/graphs.py")
