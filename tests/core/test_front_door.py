@@ -243,7 +243,7 @@ class TestWithoutExtensions:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "torchopt_viz" / "__pycache__").mkdir(parents=True)
-        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr(sys, "path", [str(tmp_path)])  # not where it may be installed
         monkeypatch.delitem(sys.modules, "torchopt_viz")
         with pytest.raises(MissingExtensionError):
             torchopt.visual  # noqa: B018

@@ -25,6 +25,8 @@ def test_public_surface_is_as_listed() -> None:
     assert checked.stdout, checked.stderr
     *problems, summary = checked.stdout.splitlines()
     open_problems = [
-        line for line in problems if not belongs_to_missing_extension(line.partition(":")[0])
+        line
+        for line in problems
+        if line and not belongs_to_missing_extension(line.partition(":")[0])
     ]
     assert not open_problems, "\n".join([*open_problems, summary])

@@ -66,7 +66,8 @@ def make_dot(
         max_attr_chars: Attributes are cut to this length.
         group_by: Draw frames around inner steps (``"step"``), modules (``"module"``) or both.
         fold: Draw each chain of elementwise functions as one box that lists them, and likewise
-            tensors that come from and go to the same boxes.
+            tensors that come from and go to the same boxes; where six boxes or more of tensors
+            come from one function, or are leaves of one group, they are one, too.
         max_depth: Open only so many levels of groups; a deeper one is one box. Needs ``group_by``.
         highlight: A tensor, or its name: mark its paths to the output.
         recording: What :func:`record` has seen of the computation: adds the exact modules, and

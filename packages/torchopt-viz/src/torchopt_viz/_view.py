@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import groupby
 from typing import NamedTuple, TypeAlias
 
 from torchopt_viz._graph import Graph, Group
 
 __all__ = ["Box", "View", "listed", "operation", "view"]
+
+# so many boxes of tensors that come from one function are one box
+MANY = 6
 
 # operations that act on each element, by the names of autograd's nodes
 # fmt: off
@@ -59,7 +62,8 @@ def view(graph: Graph, kinds: Collection[str], max_depth: int | None, fold: bool
         graph: The graph.
         kinds: The kinds of groups to show; nodes of any other are drawn in the group around it.
         max_depth: How many levels of groups are open; None: all. A cut is shown in any case.
-        fold: Whether chains of elementwise functions, and tensors used alike, are one box.
+        fold: Whether chains of elementwise functions are one box, and tensors that are used alike,
+            or that one function makes many of.
     """
     around = _visible(graph.groups, kinds)
     inside: dict[int, list[int]] = {}
@@ -107,7 +111,7 @@ def _is_closed(chain: Sequence[int], max_depth: int | None) -> bool:
 
 
 def _fold(graph: Graph, key_of: list[Key], home: dict[Key, int]) -> None:
-    """Give the nodes of each chain one key, and tensors that come from and go to the same."""
+    """Give the nodes of each chain one key, and tensors that belong together."""
     users: list[list[int]] = [[] for _ in graph.nodes]
     sources: list[list[int]] = [[] for _ in graph.nodes]
     for source, target in graph.edges:
@@ -121,12 +125,29 @@ def _fold(graph: Graph, key_of: list[Key], home: dict[Key, int]) -> None:
         is_open = mine[0] == theirs[0] == "node" and home[mine] == home[theirs]
         if is_open and _is_elementwise(graph, user):
             key_of[node.key] = theirs
-    alike: dict[object, Key] = {}
+    _join_tensors(graph, key_of, home, lambda key: (sources[key], users[key]))
+    _join_tensors(graph, key_of, home, lambda key: (sources[key],), least=MANY)
+
+
+def _join_tensors(
+    graph: Graph,
+    key_of: list[Key],
+    home: dict[Key, int],
+    ends: Callable[[int], tuple[list[int], ...]],
+    least: int = 2,
+) -> None:
+    """Give tensors whose ends are the same one key, where there are so many of them."""
+    alike: dict[object, list[int]] = {}
     for node in graph.nodes:
-        key = key_of[node.key]
-        if node.kind in ("parameter", "leaf", "tensor") and key[0] == "node":
-            ends = (frozenset(key_of[end] for end in ends[node.key]) for ends in (sources, users))
-            key_of[node.key] = alike.setdefault((node.kind, home[key], *ends), key)
+        box = key_of[node.key]
+        if node.kind in ("parameter", "leaf", "tensor") and box[0] == "node":
+            at = (frozenset(key_of[end] for end in group) for group in ends(node.key))
+            alike.setdefault((node.kind, home[box], *at), []).append(node.key)
+    for keys in alike.values():
+        if len({key_of[key] for key in keys}) >= least:
+            first = key_of[keys[0]]
+            for key in keys:
+                key_of[key] = first
 
 
 def _is_elementwise(graph: Graph, key: int) -> bool:
