@@ -102,10 +102,10 @@ def main() -> None:
             def save(graph: Any = graph, page: Path = page) -> Any:
                 return torchopt.visual.save_html(graph, page)
 
-            limit = Bound(AT_MOST, 5.0)
+            limit = Bound(AT_MOST, 5.0) if steps == 10 else None
             parts = [seconds(part, time.process_time) for part in (collect, draw, save)]
             rows.append(Row(name, parts, [limit] * 3))
-            if steps == 10 and shutil.which("dot"):
+            if limit is not None and shutil.which("dot"):
                 svg = seconds(lambda draw=draw: draw().pipe(format="svg"), time.perf_counter)
                 svgs.append(Row(name, [svg], [limit]))
     print(render("Size", "graph", ["nodes", "page, MiB"], sizes))
