@@ -102,7 +102,7 @@ def tests(session: nox.Session) -> None:
 def alone(session: nox.Session) -> None:
     """Run the core's tests against the core alone, which then does all arithmetic itself."""
     install(session, CORE, *TEST_REQUIREMENTS)
-    run_tests(session, "core", "integration/test_surface.py")
+    run_tests(session, "core", "integration/test_docstrings.py", "integration/test_surface.py")
 
 
 @nox.session

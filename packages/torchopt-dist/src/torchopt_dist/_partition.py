@@ -59,6 +59,7 @@ class TensorDimensionPartitioner:
             called: sizes that differ, or no sample at all.
 
     Example:
+        >>> import torch
         >>> from torchopt.distributed import TensorDimensionPartitioner
         >>> split = TensorDimensionPartitioner(0, keepdim=True, workers=[0, 1])
         >>> for rank, args, kwargs, size in split(torch.arange(3), scale=2.0):

@@ -35,6 +35,7 @@ def mean_reducer(results: Iterable[Any]) -> Any:
         ValueError: There is no result, or shapes differ.
 
     Example:
+        >>> import torch
         >>> from torchopt.distributed import mean_reducer
         >>> mean_reducer([torch.tensor(1.0), torch.tensor(2.0)])
         tensor(1.5000)
@@ -62,6 +63,7 @@ def sum_reducer(results: Iterable[Any]) -> Any:
         ValueError: There is no result, or shapes differ.
 
     Example:
+        >>> import torch
         >>> from torchopt.distributed import sum_reducer
         >>> sum_reducer([torch.tensor(1.0), torch.tensor(2.0)])
         tensor(3.)

@@ -62,6 +62,7 @@ def save_html(
 
     Example:
         >>> import tempfile, torch
+        >>> from torchopt_viz import save_html
         >>> net = torch.nn.Linear(2, 1)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = save_html(

@@ -159,6 +159,7 @@ def operation(label: str) -> str:
     """Return the operation that a node of autograd's graph differentiates.
 
     Example:
+        >>> from torchopt_viz._view import operation
         >>> operation("MulBackward0")
         'Mul'
     """

@@ -23,6 +23,7 @@ def argmax() -> Solver:
 
     Example:
         >>> import torch
+        >>> from torchopt_zero.discrete import argmax
         >>> argmax()(torch.tensor([[1.0, 3.0, 2.0], [5.0, 0.0, 5.0]]))
         tensor([[0., 1., 0.],
                 [1., 0., 0.]])

@@ -30,6 +30,7 @@ def assignment(maximize: bool = False) -> Solver:
 
     Example:
         >>> import torch
+        >>> from torchopt_zero.discrete import assignment
         >>> assignment()(torch.tensor([[4.0, 1.0], [2.0, 3.0]]))
         tensor([[0., 1.],
                 [1., 0.]])

@@ -44,7 +44,7 @@ class Blackbox:
 
     Example:
         >>> import torch
-        >>> from torchopt_zero.discrete import shortest_path
+        >>> from torchopt_zero.discrete import Blackbox, shortest_path
         >>> costs = torch.tensor([[1.0, 2.0], [3.0, 1.0]], requires_grad=True)
         >>> path = Blackbox(shortest_path(connectivity=4), lambd=2.0)(costs)
         >>> target = torch.tensor([[1.0, 0.0], [1.0, 1.0]])

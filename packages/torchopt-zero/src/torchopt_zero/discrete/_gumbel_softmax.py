@@ -53,6 +53,7 @@ def gumbel_softmax(
 
     Example:
         >>> import torch
+        >>> from torchopt_zero.discrete import gumbel_softmax
         >>> logits = torch.zeros(3, requires_grad=True)
         >>> sample = gumbel_softmax(logits, tau=0.5, hard=True)
         >>> sorted(sample.tolist())

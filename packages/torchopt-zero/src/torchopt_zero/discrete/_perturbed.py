@@ -58,7 +58,7 @@ class Perturbed:
 
     Example:
         >>> import torch
-        >>> from torchopt_zero.discrete import argmax
+        >>> from torchopt_zero.discrete import Perturbed, argmax
         >>> soft = Perturbed(
         ...     argmax(),
         ...     num_samples=1000,

@@ -29,6 +29,7 @@ def ranking(descending: bool = False) -> Solver:
 
     Example:
         >>> import torch
+        >>> from torchopt_zero.discrete import ranking
         >>> ranking()(torch.tensor([0.3, 2.0, 1.0]))
         tensor([1., 3., 2.])
         >>> ranking(descending=True)(torch.tensor([0.3, 2.0, 1.0]))
@@ -60,6 +61,7 @@ def sorting(descending: bool = False) -> Solver:
 
     Example:
         >>> import torch
+        >>> from torchopt_zero.discrete import sorting
         >>> x = torch.tensor([0.3, 2.0, 1.0])
         >>> sorting()(x) @ x
         tensor([0.3000, 1.0000, 2.0000])
@@ -82,7 +84,7 @@ def sorting_scores(x: Tensor, descending: bool = False) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from torchopt_zero.discrete import Blackbox, assignment
+        >>> from torchopt_zero.discrete import Blackbox, assignment, sorting_scores
         >>> x = torch.tensor([0.3, 2.0, 1.0], requires_grad=True)
         >>> permutation = Blackbox(assignment(maximize=True), lambd=5.0)(sorting_scores(x))
         >>> (permutation.detach() @ x).detach()

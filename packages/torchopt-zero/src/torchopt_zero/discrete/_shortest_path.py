@@ -39,6 +39,7 @@ def shortest_path(connectivity: Literal[4, 8] = 8) -> Solver:
 
     Example:
         >>> import torch
+        >>> from torchopt_zero.discrete import shortest_path
         >>> shortest_path()(torch.tensor([[1.0, 9.0, 9.0], [1.0, 9.0, 9.0], [9.0, 1.0, 1.0]]))
         tensor([[1., 0., 0.],
                 [1., 0., 0.],

@@ -43,6 +43,7 @@ class Solver:
 
     Example:
         >>> import torch
+        >>> from torchopt_zero.discrete import Solver
         >>> def nearest_corner(x):  # of the hypercube
         ...     return (x > 0).to(x.dtype)
         >>> corner = Solver(nearest_corner, event_dim=1, maximize=True)
@@ -79,6 +80,7 @@ class Solver:
 
         Example:
             >>> import torch
+            >>> from torchopt_zero.discrete import Solver
             >>> def cheapest(costs):
             ...     return costs == costs.min()
             >>> Solver.from_numpy(cheapest, event_dim=1, maximize=False)(torch.tensor([[2.0, 1.0]]))

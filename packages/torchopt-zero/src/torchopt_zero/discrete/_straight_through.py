@@ -33,6 +33,7 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
 
     Example:
         >>> import torch
+        >>> from torchopt_zero.discrete import straight_through
         >>> x = torch.tensor([0.2, 0.7], requires_grad=True)
         >>> y = straight_through(x.round(), x)
         >>> y.detach()
@@ -80,6 +81,7 @@ def straight_through_bernoulli(
 
     Example:
         >>> import torch
+        >>> from torchopt_zero.discrete import straight_through_bernoulli
         >>> straight_through_bernoulli(torch.tensor([-100.0, 100.0]))
         tensor([0., 1.])
 
@@ -118,6 +120,7 @@ def straight_through_categorical(
 
     Example:
         >>> import torch
+        >>> from torchopt_zero.discrete import straight_through_categorical
         >>> straight_through_categorical(torch.tensor([0.0, 100.0, 0.0]))
         tensor([0., 1., 0.])
 

@@ -1,4 +1,4 @@
-"""What a docstring of `torchopt_implicit` shows, runs."""
+"""What a docstring shows, runs: those of every installed package."""
 
 from __future__ import annotations
 
@@ -8,11 +8,22 @@ import pkgutil
 
 import pytest
 
-import torchopt_implicit
+from torchopt._extensions import EXTENSIONS, TARGETS, is_installed
 
+PACKAGES = ["torchopt", *filter(is_installed, EXTENSIONS)]
 NAMES = [
-    "torchopt_implicit",
-    *(m.name for m in pkgutil.walk_packages(torchopt_implicit.__path__, "torchopt_implicit.")),
+    name
+    for package in PACKAGES
+    for name in [
+        package,
+        *(
+            module.name
+            for module in pkgutil.walk_packages(
+                importlib.import_module(package).__path__, f"{package}."
+            )
+        ),
+    ]
+    if name not in TARGETS  # a facade is the extension's own module
 ]
 EXAMPLES = [
     docstring
