@@ -39,7 +39,7 @@ def fenchel_young_loss(perturbed: Perturbed, x: Tensor, target: Tensor) -> Tenso
 
     Example:
         >>> import torch
-        >>> from torchopt_zero.discrete import argmax, fenchel_young_loss
+        >>> from torchopt_zero.discrete import Perturbed, argmax, fenchel_young_loss
         >>> soft = Perturbed(argmax(), num_samples=100, generator=torch.Generator().manual_seed(0))
         >>> x, target = torch.zeros(3, requires_grad=True), torch.tensor([0.0, 1.0, 0.0])
         >>> fenchel_young_loss(soft, x, target).backward()
