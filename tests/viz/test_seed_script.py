@@ -1,4 +1,4 @@
-"""The example repeats the published walks over the flower, and says where it differs."""
+"""The example repeats the published walks over the flower."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ WALKS = [
     *("AdaHessian, lr 0.3, 35", "AdaHessian, lr 0.3, 200"),
     *("L-BFGS, strong Wolfe, 3", "L-BFGS, strong Wolfe, 10"),
 ]
-# with the signs drawn here, AdaHessian doesn't leave its petal
-DIFFERENT = {"AdaHessian, lr 0.3, 200"}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +38,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 def test_what_is_seen_is_held_against_what_was_published(run: tuple[str, Path], walk: str) -> None:
     pattern = rf"^{re.escape(walk)} steps\n  published: .+\n  seen:      .+\n  (.+)$"
     (verdict,) = re.findall(pattern, run[0], re.M)
-    assert verdict == ("DIFFERS" if walk in DIFFERENT else "agrees")
+    assert re.fullmatch(r"agrees(: \d+ of 20 seeds)?", verdict)
+    assert ("seeds" in verdict) == walk.startswith("AdaHessian")
 
 
 def test_it_saves_a_picture_of_each_walk_and_of_all(run: tuple[str, Path]) -> None:
@@ -57,6 +56,16 @@ def adahessian(monkeypatch: pytest.MonkeyPatch) -> type[torch.optim.Optimizer]:
     from _adahessian import AdaHessian
 
     return AdaHessian  # type: ignore[no-any-return]
+
+
+def test_adahessian_with_the_papers_power_stays_in_its_petal(
+    adahessian: type[torch.optim.Optimizer],
+) -> None:
+    import optimizer_walks
+
+    (experiment,) = [e for e in optimizer_walks.EXPERIMENTS if e.name == "adahessian_0.3_200"]
+    paper = experiment._replace(hyperparameters={"lr": 0.3})
+    assert optimizer_walks.agreeing_seeds(paper) == []
 
 
 def test_adahessian_is_the_algorithm_of_the_paper(
