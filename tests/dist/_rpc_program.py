@@ -21,9 +21,6 @@ from torch.nn import functional as F
 import torchopt
 import torchopt.distributed as todist
 
-torch.set_default_dtype(torch.float64)
-torch.set_num_threads(1)
-
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Linear(3, 2),
     "mlp": lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)),
@@ -264,5 +261,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
     rank = main()
     show(f"returned {rank}", rank)
