@@ -39,8 +39,8 @@ class Result(NamedTuple):
         return self
 
 
-# An open problem: under load, about one run in two hundred ends with this message of a rank that has
-# done its work. What in torch's or gloo's threads it is has not been found.
+# An open problem: rarely, under load, a rank aborts with this message, as far as seen when its work is
+# done. Which of torch's or gloo's threads it is has not been found.
 _ABORT = "terminate called without an active exception"
 
 
