@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from torchopt_dist._errors import LostRankError
+from torchopt_dist._info import loopback
 
 # how long ranks are waited for that may report a failed collective, too
 _GRACE_SECONDS = 5.0
@@ -139,9 +139,9 @@ def _loopback() -> Iterator[None]:
     """Set the variables by which ranks on one machine stay on it, unless they are set."""
     defaults = {"MASTER_ADDR": "127.0.0.1"}
     if os.environ["WORLD_SIZE"] == os.environ.get("LOCAL_WORLD_SIZE"):
-        interfaces = {name for _, name in socket.if_nameindex()}
-        if loopback := interfaces & {"lo", "lo0"}:
-            defaults["GLOO_SOCKET_IFNAME"] = loopback.pop()
+        interface = loopback()
+        if interface is not None:
+            defaults["GLOO_SOCKET_IFNAME"] = interface
     added = {name: value for name, value in defaults.items() if name not in os.environ}
     os.environ.update(added)
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import socket
 import tempfile
 import threading
 import traceback
@@ -20,6 +19,7 @@ from torchopt_dist._info import (
     WorldInfo,
     default_worker_name_format,
     launched_world,
+    loopback,
     require_rpc,
     worker_names,
 )
@@ -172,7 +172,7 @@ def _running(
             # not "shm": its threads spin while they wait, and take the cores from the work
             options = rpc.TensorPipeRpcBackendOptions(_transports=["ibv", "uv"])
             alone = world.local_world_size == world.world_size
-            interface = _loopback() if alone and INTERFACE not in os.environ else None
+            interface = loopback() if alone and INTERFACE not in os.environ else None
         else:
             interface = None
         if world.world_size == 1 and options.init_method == "env://":
@@ -211,11 +211,6 @@ def _listening_on(interface: str | None) -> Iterator[None]:
     finally:
         if interface is not None:
             del os.environ[INTERFACE]
-
-
-def _loopback() -> str:
-    names = [name for _, name in socket.if_nameindex()]
-    return next((name for name in ("lo", "lo0") if name in names), names[0])
 
 
 def _finish(world: WorldInfo) -> None:
