@@ -39,31 +39,7 @@ class Result(NamedTuple):
         return self
 
 
-# An open problem: rarely, under load, a rank aborts with this message, as far as seen when its work is
-# done. Which of torch's or gloo's threads it is has not been found.
-_ABORT = "terminate called without an active exception"
-
-
 def launch(
-    program: str | Path,
-    nproc: int | None = None,
-    *,
-    timeout: float = 120.0,
-    args: Sequence[str] = (),
-    env: dict[str, str] | None = None,
-) -> Result:
-    """Run a program and wait for it, as `launch_once` does; once more if torch aborts it.
-
-    What the aborted run has printed is printed, and pytest shows it if the test fails.
-    """
-    result = launch_once(program, nproc, timeout=timeout, args=args, env=env)
-    if result.returncode != 0 and _ABORT in result.stderr:
-        print(f"aborted, and run again:\n{result.stderr}")
-        result = launch_once(program, nproc, timeout=timeout, args=args, env=env)
-    return result
-
-
-def launch_once(
     program: str | Path,
     nproc: int | None = None,
     *,

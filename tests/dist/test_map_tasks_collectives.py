@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -124,6 +125,28 @@ dist.destroy_process_group()
 
 def test_a_process_group_is_entered_and_left() -> None:
     assert "must have rank 0" in launch(GROUPS, 2).check().stdout
+
+
+THREADS = """
+from pathlib import Path
+import torch
+from torchopt_dist import map_tasks, process_group
+
+def threads():
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+
+with process_group(timeout=30.0):
+    weight = torch.ones((), requires_grad=True)
+    map_tasks(lambda w, i: w * i, range(4), weight).accumulate_grad(weight)
+    torch.optim.Adam([weight]).step()  # imports torch._dynamo, which imports torch.distributed.nn
+    assert any("gloo" in name for name in threads()), threads()
+assert not any("gloo" in name for name in threads()), threads()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to list threads")
+def test_no_thread_of_gloo_is_left_to_abort_the_process_at_its_exit() -> None:
+    launch(THREADS, 2).check()
 
 
 SPAWN = """

@@ -17,6 +17,12 @@ import torch.distributed as dist
 from torchopt_dist._errors import LostRankError
 from torchopt_dist._info import loopback
 
+if dist.is_available():
+    # Its functions have the default group of the moment they are defined as a default argument.
+    # Were that a group (an optimizer's first step imports them), it would outlive its end, and so
+    # would gloo's threads, which abort the process if they let go of a tensor while Python exits.
+    import torch.distributed.nn.functional
+
 # how long ranks are waited for that may report a failed collective, too
 _GRACE_SECONDS = 5.0
 # which process group is entered next, the same on all ranks
