@@ -10,8 +10,11 @@ results arrive as constants, so that asking for gradients across the wire is an 
 
 from __future__ import annotations
 
+import copyreg
 import io
 import pickle
+from collections import ChainMap, OrderedDict
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -27,56 +30,60 @@ class Parcel(NamedTuple):
     tensors: list[torch.Tensor]
 
 
-class _Place(NamedTuple):
-    """Stands for a tensor in the pickle."""
-
-    # where it is among the tensors
-    place: int
-    is_parameter: bool
-    requires_grad: bool
-    is_leaf: bool
-
-
 class _Packer(pickle.Pickler):
-    """Puts tensors aside: the same one once, however often it occurs."""
+    """Puts tensors aside: the same one once, for the pickle refers to it from then on."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
         self.tensors: list[torch.Tensor] = []
-        self._places: dict[int, int] = {}
-        self._originals: list[torch.Tensor] = []  # alive, so that their addresses stay theirs
+        self.dispatch_table: ChainMap[type, Callable[[Any], Any]] = ChainMap(
+            {
+                torch.Tensor: self._put_aside,
+                nn.Parameter: self._put_aside,
+                OrderedDict: _reduce_ordered_dict,
+            },
+            copyreg.dispatch_table,
+        )
 
-    def persistent_id(self, obj: Any) -> _Place | None:
-        kind = type(obj)
-        if kind is not torch.Tensor and kind is not nn.Parameter:
-            return None
-        place = self._places.get(id(obj))
-        if place is None:
-            place = self._places[id(obj)] = len(self.tensors)
-            self._originals.append(obj)
-            # an alias is a plain tensor, and connected to the parameter
-            self.tensors.append(obj.view_as(obj) if kind is nn.Parameter else obj)
-        return _Place(place, kind is nn.Parameter, obj.requires_grad, obj.is_leaf)
+    def _put_aside(self, tensor: torch.Tensor) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        is_parameter = isinstance(tensor, nn.Parameter)
+        # an alias is a plain tensor, and connected to the parameter
+        self.tensors.append(tensor.view_as(tensor) if is_parameter else tensor)
+        flags = (is_parameter, tensor.requires_grad, tensor.is_leaf)
+        return _put_back, (len(self.tensors) - 1, *flags)
+
+
+def _reduce_ordered_dict(value: OrderedDict[Any, Any]) -> str | tuple[Any, ...]:
+    """Reduce empty ones at once: a module has a dozen, and they took most of its time."""
+    return value.__reduce__() if value or vars(value) else (OrderedDict, ())
+
+
+def _put_back(place: int, is_parameter: bool, requires_grad: bool, is_leaf: bool) -> torch.Tensor:
+    """Name, in a pickle, the method of the unpickler that has the tensors."""
+    raise pickle.UnpicklingError("a parcel's pickle needs the parcel's tensors")
 
 
 class _Unpacker(pickle.Unpickler):
     """Puts the tensors back."""
 
-    def __init__(self, file: io.BytesIO, tensors: list[torch.Tensor]) -> None:
-        super().__init__(file)
-        self._tensors = tensors
-        self._parameters: dict[int, nn.Parameter] = {}
+    def __init__(self, parcel: Parcel) -> None:
+        super().__init__(io.BytesIO(parcel.pickled))
+        self._tensors = parcel.tensors
 
-    def persistent_load(self, pid: _Place) -> torch.Tensor:
-        tensor = self._tensors[pid.place]
+    def find_class(self, module: str, name: str) -> Any:
+        if module == __name__ and name == _put_back.__name__:
+            return self._put_back
+        return super().find_class(module, name)
+
+    def _put_back(
+        self, place: int, is_parameter: bool, requires_grad: bool, is_leaf: bool
+    ) -> torch.Tensor:
+        tensor = self._tensors[place]
         if tensor.grad_fn is not None:
             return tensor
-        if not pid.is_parameter:
-            return tensor if pid.is_leaf else tensor.detach()
-        if pid.place not in self._parameters:
-            parameter = nn.Parameter(tensor.detach(), pid.requires_grad)
-            self._parameters[pid.place] = parameter
-        return self._parameters[pid.place]
+        if is_parameter:
+            return nn.Parameter(tensor.detach(), requires_grad)
+        return tensor if is_leaf else tensor.detach()
 
 
 def pack(value: object) -> Parcel:
@@ -99,4 +106,4 @@ def pack(value: object) -> Parcel:
 
 def unpack(parcel: Parcel) -> Any:
     """Return the value of a parcel."""
-    return _Unpacker(io.BytesIO(parcel.pickled), parcel.tensors).load()
+    return _Unpacker(parcel).load()
