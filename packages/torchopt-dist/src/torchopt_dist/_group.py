@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from torchopt_dist._errors import LostRankError
-from torchopt_dist._info import loopback
+from torchopt_dist._interface import environment_defaults, own_interface
 
 if dist.is_available():
     # Its functions have the default group of the moment they are defined as a default argument.
@@ -84,10 +84,11 @@ def process_group(*, backend: str | None = None, timeout: float = 300.0) -> Iter
     """Join the ranks that `torchrun` started for the time of a ``with`` block.
 
     Without `torchrun`, nothing is started and there is one rank: the same script runs in a single
-    process. On one machine gloo is bound to the loopback interface, unless ``GLOO_SOCKET_IFNAME``
-    names another; without ``MASTER_ADDR``, the ranks meet at 127.0.0.1. `torchrun` keeps the store
-    in which they meet, and lets it listen on all interfaces. Anyone who reaches these addresses can
-    take part: use several machines in trusted networks only.
+    process. On one machine gloo is bound to the loopback interface, on several to the one that
+    leads to ``MASTER_ADDR``, unless ``GLOO_SOCKET_IFNAME`` names another; without ``MASTER_ADDR``,
+    the ranks meet at 127.0.0.1. `torchrun` keeps the store in which they meet, and lets it listen
+    on all interfaces. Anyone who reaches these addresses can take part: use several machines in
+    trusted networks only.
 
     Args:
         backend: Of `torch.distributed`. Default: ``"cpu:gloo,cuda:nccl"`` where there is a CUDA
@@ -117,7 +118,10 @@ def process_group(*, backend: str | None = None, timeout: float = 300.0) -> Iter
     if "WORLD_SIZE" not in os.environ:
         yield
         return
-    with _loopback():
+    one_machine = os.environ["WORLD_SIZE"] == os.environ.get("LOCAL_WORLD_SIZE")
+    with environment_defaults(
+        MASTER_ADDR="127.0.0.1", GLOO_SOCKET_IFNAME=own_interface(one_machine)
+    ):
         patience = timedelta(seconds=timeout)
         meeting = dist.rendezvous("env://", timeout=patience)  # type: ignore[attr-defined]
         store, rank, size = next(meeting)
@@ -138,23 +142,6 @@ def _backend() -> str:
     if torch.cuda.is_available() and dist.is_nccl_available():
         return "cpu:gloo,cuda:nccl"
     return "gloo"
-
-
-@contextlib.contextmanager
-def _loopback() -> Iterator[None]:
-    """Set the variables by which ranks on one machine stay on it, unless they are set."""
-    defaults = {"MASTER_ADDR": "127.0.0.1"}
-    if os.environ["WORLD_SIZE"] == os.environ.get("LOCAL_WORLD_SIZE"):
-        interface = loopback()
-        if interface is not None:
-            defaults["GLOO_SOCKET_IFNAME"] = interface
-    added = {name: value for name, value in defaults.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from typing import NamedTuple, NoReturn
 
 import torch.distributed
@@ -23,7 +22,6 @@ __all__ = [
     "get_world_size",
     "is_available",
     "launched_world",
-    "loopback",
     "require_rpc",
     "unavailable",
     "worker_names",
@@ -107,12 +105,6 @@ def launched_world() -> WorldInfo | None:
     if not (0 <= info.rank < info.world_size and 0 <= info.local_rank < info.local_world_size):
         raise RuntimeError(f"a rank must be less than the size of its world, got {found}")
     return info
-
-
-def loopback() -> str | None:
-    """Return the name of the network interface that leads to this machine only, if it has one."""
-    names = {name for _, name in socket.if_nameindex()}
-    return next((name for name in ("lo", "lo0") if name in names), None)
 
 
 def worker_names() -> tuple[str, ...]:

@@ -19,10 +19,10 @@ from torchopt_dist._info import (
     WorldInfo,
     default_worker_name_format,
     launched_world,
-    loopback,
     require_rpc,
     worker_names,
 )
+from torchopt_dist._interface import environment_defaults, own_interface
 from torchopt_dist._remote_errors import RemoteError, WorkerLostError, label
 from torchopt_dist._shutdown import GRACE, abandon, leave
 
@@ -34,8 +34,6 @@ __all__ = ["auto_init_rpc", "default_worker_name_format", "failure_of"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: The variable that tells torch's RPC which network interface to listen on.
-INTERFACE = "TP_SOCKET_IFNAME"
 #: Seconds between two looks at the others, by a worker that has finished.
 PATIENCE = 0.5
 
@@ -107,9 +105,9 @@ def auto_init_rpc(
 
     .. warning::
         RPC runs what its peers send, by design: it is for networks whose every member is trusted.
-        Workers on one machine listen on the loopback interface only, unless the variable
-        ``TP_SOCKET_IFNAME`` names another or ``rpc_backend_options`` are given; a world of several
-        machines is reached at the address that the launcher was given.
+        Workers on one machine listen on the loopback interface only, those on several on the one
+        that leads to ``MASTER_ADDR``, the address that the launcher was given, unless the variable
+        ``TP_SOCKET_IFNAME`` names another or ``rpc_backend_options`` are given.
 
     Args:
         worker_init_fn: Called once RPC is up, before the main function, to set seeds, for example.
@@ -171,14 +169,18 @@ def _running(
         if options is None:
             # not "shm": its threads spin while they wait, and take the cores from the work
             options = rpc.TensorPipeRpcBackendOptions(_transports=["ibv", "uv"])
-            alone = world.local_world_size == world.world_size
-            interface = loopback() if alone and INTERFACE not in os.environ else None
+            interface = own_interface(world.local_world_size == world.world_size)
         else:
             interface = None
         if world.world_size == 1 and options.init_method == "env://":
             options.init_method = f"file://{folder}/rendezvous"  # one meets oneself without a port
         _board.clear()
-        with _listening_on(interface), warnings.catch_warnings():
+        wire = os.environ.get("TP_SOCKET_IFNAME", interface)
+        with (
+            # RPC's workers meet through gloo
+            environment_defaults(TP_SOCKET_IFNAME=interface, GLOO_SOCKET_IFNAME=wire),
+            warnings.catch_warnings(),
+        ):
             # torch's own wiring of its backends is not the user's concern
             warnings.filterwarnings("ignore", "You are using a Backend", UserWarning)
             rpc.init_rpc(  # type: ignore[no-untyped-call]
@@ -199,18 +201,6 @@ def _running(
             leave()
             raise
         leave()
-
-
-@contextlib.contextmanager
-def _listening_on(interface: str | None) -> Iterator[None]:
-    """Let torch listen on a network interface; ``None`` leaves the choice to it."""
-    if interface is not None:
-        os.environ[INTERFACE] = interface
-    try:
-        yield
-    finally:
-        if interface is not None:
-            del os.environ[INTERFACE]
 
 
 def _finish(world: WorldInfo) -> None:
