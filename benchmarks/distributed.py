@@ -90,6 +90,11 @@ def draw_tasks(count: int) -> list[Any]:
     return [classes.draw(WAYS, SHOTS, QUERIES, generator) for _ in range(count)]
 
 
+def steps(count: int) -> int:
+    """Return how many steps of so many tasks make a turn."""
+    return max(1, 24 // count)
+
+
 def digits(team: Team, rounds: int) -> list[str]:
     """Compare two processes to one, on MAML for the digits of the demo."""
     net = make_network()
@@ -107,7 +112,7 @@ def digits(team: Team, rounds: int) -> list[str]:
 
             ratios = []
             for k in range(rounds + 1):
-                one, two = (team.seconds(size, step, 24 // count or 1) for size in (1, 2))
+                one, two = (team.seconds(size, step, steps(count)) for size in (1, 2))
                 if k > 0 and dist.get_rank() == 0:  # the first warms up
                     ratios.append(one / two)
             if ratios:
@@ -304,7 +309,7 @@ def _rpc_seconds(count: int, alone: bool, rounds: int) -> list[tuple[float, floa
         for step in [in_one_graph if alone else by_hand, called][:: 1 if k % 2 else -1]:
             step()  # as in a training loop: whatever ran before has left caches and cores
             start = time.perf_counter()
-            for _ in range(24 // count or 1):
+            for _ in range(steps(count)):
                 step()
             seconds[step] = time.perf_counter() - start
         if k > 0:

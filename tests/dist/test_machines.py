@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -31,25 +32,21 @@ def ip(*arguments: str) -> None:
 def machines() -> Iterator[list[str]]:
     """The names of two network namespaces, which are those of their interfaces, too."""
     names = [f"to{os.getpid()}{side}" for side in "ab"]
-    made = []
-    try:
-        for name in names:
-            ip("netns", "add", name)
-            made.append(name)
-        ip("link", "add", names[0], "type", "veth", "peer", "name", names[1])
-        for number, name in enumerate(names, start=1):
+    with contextlib.ExitStack() as made:
+        try:
+            for name in names:
+                ip("netns", "add", name)
+                made.callback(ip, "netns", "del", name)
+            ip("link", "add", names[0], "type", "veth", "peer", "name", names[1])
+        except (OSError, subprocess.CalledProcessError) as error:
+            reason = getattr(error, "stderr", b"").decode(errors="replace").strip()
+            pytest.skip(f"network namespaces cannot be made here: {error} {reason}")
+        for number, name in enumerate(names, start=1):  # what fails from here on is a failure
             ip("link", "set", name, "netns", name)
             ip("-n", name, "addr", "add", f"{MASTER[:-1]}{number}/24", "dev", name)
             ip("-n", name, "link", "set", name, "up")
             ip("-n", name, "link", "set", "lo", "up")
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = getattr(error, "stderr", b"").decode(errors="replace").strip()
-        for name in made:
-            ip("netns", "del", name)
-        pytest.skip(f"network namespaces cannot be made here: {error} {reason}")
-    yield names
-    for name in names:
-        ip("netns", "del", name)
+        yield names
 
 
 def run(machines: list[str], door: str) -> list[Result]:

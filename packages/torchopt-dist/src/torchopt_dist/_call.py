@@ -15,7 +15,7 @@ import torch
 from torch.distributed import rpc
 from torch.futures import Future
 
-from torchopt_dist._info import get_rank, get_worker_id, require_rpc, worker_names
+from torchopt_dist._info import get_worker_id, require_rpc, worker_names
 from torchopt_dist._partition import Call, Partitioner, batch_partitioner
 from torchopt_dist._reduce import Results, mean_reducer
 from torchopt_dist._remote_errors import RemoteError, WorkerLostError, WorkerTimeoutError, label
@@ -230,13 +230,12 @@ def remote_async_call(
             raise ValueError("`partitioner` made no call of the arguments")
     sent = _Undecorated(func.__module__, func.__qualname__) if _is_parallel(func) else func
     grad_enabled = torch.is_grad_enabled()
-    to = [get_worker_id(call.worker) for call in calls]
+    # all before the first is sent: what does not pickle must have no effect
+    parcels = [pack((sent, call.args, call.kwargs, grad_enabled)) for call in calls]
     gathering = _Gathering(calls, reducer)
-    # the others first, who are farther away: this worker's own share is packed while they travel
-    for place in sorted(range(len(calls)), key=lambda place: to[place] == get_rank()):
-        call = calls[place]
-        parcel = pack((sent, call.args, call.kwargs, grad_enabled))
-        answer = rpc.rpc_async(names[to[place]], _execute, args=(parcel, timeout), timeout=timeout)
+    for place, (call, parcel) in enumerate(zip(calls, parcels, strict=True)):
+        to = names[get_worker_id(call.worker)]
+        answer = rpc.rpc_async(to, _execute, args=(parcel, timeout), timeout=timeout)
         answer.add_done_callback(functools.partial(gathering.receive, place))
     return gathering.future
 
