@@ -364,14 +364,6 @@ def test_functions_that_are_none() -> None:
         torchopt.FuncOptimizer(torchopt.adam(), inplace="yes")
 
 
-def test_group_hyperparameters_the_optimizer_does_not_have() -> None:
-    param = torch.ones(2, requires_grad=True)
-    with pytest.raises(ValueError, match=r"sets \['momentum'\].*hyperparameters are .*'betas'"):
-        torchopt.Adam([{"params": [param], "momentum": 0.9}])
-    with pytest.raises(ValueError, match=r"sets \['lr'\]"):
-        torchopt.Optimizer([{"params": [param], "lr": 0.9}], torchopt.clip_grad_norm(1.0))
-
-
 def test_parameters_given_twice() -> None:
     param = torch.ones(2, requires_grad=True)
     with pytest.raises(ValueError, match="appear in more than one parameter group"):
@@ -391,9 +383,3 @@ def test_sparse_gradients() -> None:
     with pytest.raises(ValueError, match=r"sparse gradients .*`sparse=False`"):
         optimizer.step()
     assert_same(embedding.weight.detach(), kept)
-
-
-def test_state_is_read_only() -> None:
-    optimizer = torchopt.Adam([torch.ones(2, requires_grad=True)])
-    with pytest.raises(AttributeError, match="`load_state_dict`"):
-        optimizer.state = {"a": 1}

@@ -179,10 +179,9 @@ def test_closure_that_fails_leaves_everything_as_it_was() -> None:
 def test_group_that_is_refused_is_not_added() -> None:
     net = torch.nn.Linear(2, 1)
     optimizer = torchopt.Adam([net.weight])
-    for bad in ({"params": [net.bias], "lr": -1.0}, {"params": [net.bias], "momentum": 0.9}):
-        with pytest.raises(ValueError, match=r"lr|momentum"):
-            optimizer.add_param_group(bad)
-        assert len(optimizer.param_groups) == 1
+    with pytest.raises(ValueError, match="lr"):
+        optimizer.add_param_group({"params": [net.bias], "lr": -1.0})
+    assert len(optimizer.param_groups) == 1
     net(torch.ones(1, 2)).sum().backward()
     optimizer.step()
 

@@ -4,14 +4,14 @@ With this package installed, every optimizer of `torchopt` uses it wherever it a
 ``use_accelerated_op``. A step of all leaves is one call and one node of the autograd graph.
 """
 
+from torchopt.kernels import NotCoveredError
 from torchopt_accel._availability import is_available
-from torchopt_accel._compiled import CompiledDescent, NotCoveredError, compile_descent
+from torchopt_accel._compiled import PROVIDER
 from torchopt_accel._transform import scale_by_accelerated_adam
 
 __all__ = [
-    "CompiledDescent",
+    "PROVIDER",
     "NotCoveredError",
-    "compile_descent",
     "is_available",
     "scale_by_accelerated_adam",
 ]

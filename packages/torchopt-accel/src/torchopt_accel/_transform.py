@@ -3,57 +3,59 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
-from torchopt._rule import Direction, Rule
-from torchopt.base import GradientTransformation, RuleTransformation
-from torchopt.optim._descent import Descent
-from torchopt.optim.adam import ScaleByAdam
-from torchopt_accel._compiled import CompiledDescent, compile_descent
-
-if TYPE_CHECKING:
-    from torchopt._arithmetic import Leaves
-    from torchopt._workspace import Workspace
-    from torchopt.typing import OptState, Params
+from torchopt.base import GradientTransformation
+from torchopt.rules import (
+    Context,
+    EmptyState,
+    FactoredUpdates,
+    GradientStep,
+    Leaves,
+    Rule,
+    as_rule,
+    prepare,
+    transformation,
+    update,
+)
+from torchopt.transform import scale_by_adam
 
 __all__ = ["scale_by_accelerated_adam"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AcceleratedDirection(Rule):
-    """A direction that insists on its kernel."""
+    """A direction that insists on its kernel: a step of rate 1, in the other direction."""
 
-    direction: Rule
+    whole: GradientStep
 
-    def __post_init__(self) -> None:
-        compile_descent(self._descent)
-
-    @property
-    def _descent(self) -> Descent:
-        return Descent(self.direction, lr=1.0, use_accelerated_op=True)
-
-    @functools.cached_property
-    def _compiled(self) -> CompiledDescent | None:
-        return compile_descent(self._descent)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"direction": self.direction}
+    state_type = object
 
     def children(self) -> tuple[Rule, ...]:
-        return (self.direction,)
+        return (self.whole,)
 
-    def init(self, params: Params) -> OptState:
-        return self.direction.init(params)
+    def init(self, params: Leaves, context: Context) -> Any:
+        return self.whole.direction.init(params, context)
+
+    def map_state(self, function: Callable[..., Any], state: Any, *others: Any) -> Any:
+        return self.whole.direction.map_state(function, state, *others)
+
+    def prepare(self, state: Any, context: Context) -> Any:
+        return prepare(self.whole, (state, EmptyState()), context)
 
     def update(
-        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
-    ) -> tuple[Direction, OptState]:
-        assert self._compiled is not None
-        result = self._compiled.run(updates.materialize(work), state, params, work, None, 0.0)
-        assert result is not None
-        leaves, state = result
-        return Direction(leaves, borrowed=False), state
+        self, updates: FactoredUpdates, state: Any, context: Context
+    ) -> tuple[FactoredUpdates, Any]:
+        found, (new, _) = update(self.whole, updates, (state, EmptyState()), context)
+        return found.scaled(-1.0), new
+
+
+@transformation
+def _accelerated(direction: GradientTransformation) -> Rule:
+    whole = GradientStep(as_rule(direction), lr=1.0, use_accelerated_op=True)
+    whole.require_kernel()
+    return AcceleratedDirection(whole)
 
 
 def scale_by_accelerated_adam(
@@ -95,5 +97,4 @@ def scale_by_accelerated_adam(
     Reference:
         Kingma, Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, Algorithm 1.
     """
-    direction = ScaleByAdam(b1, b2, eps, eps_root, moment_requires_grad)
-    return RuleTransformation(AcceleratedDirection(direction))
+    return _accelerated(scale_by_adam(b1, b2, eps, eps_root, moment_requires_grad))

@@ -16,25 +16,21 @@ leaf (a bias correction), or a list of tensors shaped like the leaves.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
-if TYPE_CHECKING:
-    from typing import TypeAlias
+from torchopt._types import Leaves, Scalar
 
-    from torchopt.typing import Scalar
-
-Leaves: TypeAlias = "list[torch.Tensor]"
 Operand: TypeAlias = "float | torch.Tensor | PerLeaf | Sequence[torch.Tensor]"
 
 __all__ = [
     "FOREACH",
     "FOREACH_NO_GRAD",
+    "HALF",
     "LOOP",
     "Functional",
     "InPlace",
-    "Leaves",
     "Operand",
     "PerLeaf",
     "is_number",
@@ -42,6 +38,10 @@ __all__ = [
     "product",
     "spread",
 ]
+
+
+#: The dtypes in which squares overflow or vanish, and small numbers are zero.
+HALF = frozenset({torch.float16, torch.bfloat16})
 
 
 class PerLeaf(NamedTuple):
@@ -64,6 +64,7 @@ class Primitives(NamedTuple):
     abs: Callable[..., Leaves]
     clamp_min: Callable[..., Leaves]
     sqrt: Callable[..., Leaves]
+    sign: Callable[..., Leaves]
 
 
 # sqrt is not differentiable at zero. Lifting zeros to this floor, whose root vanishes beside any
@@ -99,6 +100,7 @@ FOREACH_NO_GRAD = Primitives(
     abs=_torch._foreach_abs,
     clamp_min=_torch._foreach_clamp_min,
     sqrt=_torch._foreach_sqrt,
+    sign=_torch._foreach_sign,
 )
 
 
@@ -119,6 +121,7 @@ LOOP = Primitives(
     abs=_each(torch.abs),
     clamp_min=_each(torch.clamp_min),
     sqrt=_each(lambda x: x.clamp_min(_SQRT_FLOOR[x.dtype]).sqrt()),
+    sign=_each(torch.sign),
 )
 
 
@@ -205,6 +208,9 @@ class Functional(NamedTuple):
 
     def ema_square(self, xs: Leaves, ys: Leaves, decay: Scalar) -> Leaves:
         """Return the moving average ``decay * xs + (1 - decay) * ys**2``."""
+        if isinstance(decay, (int, float)) and True in [y.dtype in HALF for y in ys]:
+            # in one operation, so that the square is never rounded by itself
+            return self.primitives.addcmul(self.mul(xs, decay), ys, ys, 1 - decay)
         return self.ema(xs, self.primitives.mul(ys, ys), decay)
 
     def mul_add(self, xs: Leaves, factor: Operand, offset: Operand) -> Leaves:
@@ -217,7 +223,7 @@ class Functional(NamedTuple):
             # one operation; elsewhere tensors on the CPU would break up the fused kernels
             offsets = offset
             if isinstance(offset, (int, float)):
-                offsets = torch.tensor(offset, dtype=torch.float64)
+                offsets = torch.tensor(offset, dtype=torch.float64, device="cpu")
             return self.primitives.add(spread(offsets, xs), xs, alpha=factor)
         return self.add(self.mul(xs, factor), offset)
 
@@ -246,6 +252,10 @@ class Functional(NamedTuple):
         """Return ``max(xs, bound)``."""
         return self.primitives.clamp_min(xs, bound)
 
+    def sign(self, xs: Leaves) -> Leaves:
+        """Return the signs, whose derivative is zero everywhere."""
+        return self.primitives.sign(xs)
+
     def sqrt(self, xs: Leaves) -> Leaves:
         """Return the square root; where a graph is recorded, its derivatives at zero are zero."""
         return self.primitives.sqrt(xs)
@@ -261,6 +271,9 @@ class InPlace:
     def add_scaled(self, xs: Leaves, ys: Leaves, alpha: Operand) -> Leaves:
         if isinstance(alpha, (int, float)):
             torch._foreach_add_(xs, ys, alpha=alpha)
+        elif isinstance(alpha, PerLeaf):
+            for x, y, a in zip(xs, ys, alpha.values.tolist(), strict=True):
+                x.add_(y, alpha=a)
         else:
             torch._foreach_add_(xs, torch._foreach_mul(ys, spread(alpha, xs)))
         return xs
@@ -304,6 +317,10 @@ class InPlace:
 
     def clamp_min(self, xs: Leaves, bound: float) -> Leaves:
         torch._foreach_clamp_min_(xs, bound)
+        return xs
+
+    def sign(self, xs: Leaves) -> Leaves:
+        torch._foreach_sign_(xs)
         return xs
 
     def sqrt(self, xs: Leaves) -> Leaves:

@@ -21,6 +21,8 @@ from importlib.machinery import ModuleSpec
 from types import FrameType, ModuleType
 from typing import Any, NamedTuple
 
+from torchopt.kernels import PROTOCOL
+
 __all__ = [
     "EXTENSIONS",
     "TARGETS",
@@ -30,6 +32,7 @@ __all__ = [
     "alias",
     "attributes",
     "is_installed",
+    "kernel_provider",
     "optional",
     "require",
 ]
@@ -122,6 +125,13 @@ def optional(package: str) -> ModuleType | None:
             ) from None
     found = importlib.import_module(package) if is_installed(package) else None
     return _optional.setdefault(package, found)
+
+
+def kernel_provider() -> Any:
+    """Return what offers kernels, or None if nothing does by this version of the protocol."""
+    accel = optional("torchopt_accel")
+    provider = getattr(accel, "PROVIDER", None)
+    return provider if getattr(provider, "protocol", None) == PROTOCOL else None
 
 
 def accelerated_op_available(devices: Any = None) -> bool:

@@ -2,74 +2,87 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
-if TYPE_CHECKING:
-    import optree
+import optree
 
-    from torchopt._arithmetic import Leaves
-    from torchopt._workspace import Workspace
+from torchopt._context import Context
 
-__all__ = ["mask_positions", "resolve_mask"]
+__all__ = ["mask_positions", "resolve_mask", "resolve_prefix", "tree_of"]
 
 
-def mask_positions(mask: Any, params: Leaves | None, work: Workspace) -> list[int]:
-    """Return the positions, among the active leaves, that ``mask`` selects.
+def mask_positions(mask: Any, context: Context) -> list[int]:
+    """Return the positions, among the leaves with an update, that ``mask`` selects.
 
     Args:
         mask: ``None`` for all, a tree of bools (or a prefix of it), or a function from the tree of
-            parameters to one.
-        params: What a function sees, as active leaves, if the workspace has no parameters.
-        work: The workspace.
+            parameters (of updates, where the parameters are not given) to one.
+        context: The context.
     """
-    indices = range(work.spec.num_leaves) if work.active is None else work.active
     if mask is None:
-        return list(range(len(indices)))
+        return list(range(context.size))
     if not isinstance(mask, (bool, dict, list, tuple)) and callable(mask):
-        if params is None:
-            raise ValueError("a `mask` given as a function needs `params` in `update`")
-        mask = mask(work.unflatten(work.merge(params)) if work.params is None else work.params)
-    selected = resolve_mask(mask, work.spec)
-    return [k for k, i in enumerate(indices) if selected[i]]
+        mask = mask(tree_of(context))
+    selected = resolve_mask(mask, context.spec)
+    return [k for k, i in enumerate(context.positions) if selected[i]]
+
+
+def tree_of(context: Context) -> Any:
+    """Return the tree of parameters, or of updates where the parameters are not given."""
+    if context.tree is not None:
+        return context.tree
+    return context.unflatten(context.like if context.params is None else context.params)
 
 
 def resolve_mask(mask: Any, spec: optree.PyTreeSpec) -> list[bool]:
     """Return for each leaf of a structure what a mask, a prefix of it, says.
 
-    The mask is walked along the paths of the leaves, which a compiler can trace.
-
     Raises:
         ValueError: If the mask is not a prefix.
     """
-    try:
-        walks = [_walk(mask, path) for path in spec.paths()]
-        fits = _count_leaves(mask) == len({steps for _, steps in walks})
-    except (LookupError, TypeError):
-        fits = False
-    if not fits:
+    found = resolve_prefix(mask, spec, lambda x: x is None or isinstance(x, bool))
+    if found is None:
         raise ValueError(
             f"`mask` must be a tree of bools that is a prefix of the parameters' tree {spec}, "
             f"got {mask!r}"
         )
-    return [keep for keep, _ in walks]
+    return [bool(x) for x in found]
 
 
-def _walk(mask: Any, path: tuple[Any, ...]) -> tuple[bool, tuple[Any, ...]]:
-    """Return the bool on the way along ``path``, and the steps to it; ``None`` is ``False``."""
+def resolve_prefix(
+    prefix: Any, spec: optree.PyTreeSpec, is_value: Callable[[Any], bool]
+) -> list[Any] | None:
+    """Return for each leaf of a structure the value of a prefix tree above it; None if it is none.
+
+    The prefix is walked along the paths of the leaves, which a compiler can trace.
+    """
+    try:
+        walks = [_walk(prefix, path, is_value) for path in spec.paths()]
+        fits = _count_values(prefix) == len({steps for _, steps in walks})
+    except (LookupError, TypeError):
+        return None
+    return [value for value, _ in walks] if fits else None
+
+
+def _walk(
+    prefix: Any, path: tuple[Any, ...], is_value: Callable[[Any], bool]
+) -> tuple[Any, tuple[Any, ...]]:
+    """Return the value on the way along ``path``, and the steps to it."""
     for depth, key in enumerate(path):
-        if mask is None or isinstance(mask, bool):
-            return bool(mask), path[:depth]
-        if not isinstance(mask, (dict, list, tuple)):
+        if is_value(prefix):
+            return prefix, path[:depth]
+        if not isinstance(prefix, (dict, list, tuple)):
             raise LookupError
-        mask = mask[key]
-    if mask is not None and not isinstance(mask, bool):
+        prefix = prefix[key]
+    if not is_value(prefix):
         raise LookupError
-    return bool(mask), path
+    return prefix, path
 
 
-def _count_leaves(mask: Any) -> int:
-    if isinstance(mask, dict):
-        return sum(map(_count_leaves, mask.values()))
-    if isinstance(mask, (list, tuple)):
-        return sum(map(_count_leaves, mask))
+def _count_values(prefix: Any) -> int:
+    if isinstance(prefix, dict):
+        return sum(map(_count_values, prefix.values()))
+    if isinstance(prefix, (list, tuple)):
+        return sum(map(_count_values, prefix))
     return 1

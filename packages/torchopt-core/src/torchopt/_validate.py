@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
 
 import optree
 import torch
 
-if TYPE_CHECKING:
-    from torchopt.typing import Scalar
+from torchopt._types import Scalar
 
 __all__ = [
     "check_betas",
     "check_learning_rate",
     "check_non_negative",
+    "check_positive",
+    "check_rate",
     "check_unit_interval",
     "is_scalar_tensor",
     "is_schedule",
@@ -41,6 +42,12 @@ def check_non_negative(name: str, value: Scalar) -> None:
     """Raise unless ``0 <= value < inf``."""
     if not _is_checked_tensor(name, value) and not (value >= 0 and math.isfinite(value)):
         raise ValueError(f"`{name}` must be non-negative and finite, got {value}")
+
+
+def check_positive(name: str, value: Scalar) -> None:
+    """Raise unless ``0 < value < inf``."""
+    if not _is_checked_tensor(name, value) and not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"`{name}` must be positive and finite, got {value}")
 
 
 def check_unit_interval(name: str, value: Scalar) -> None:
@@ -80,3 +87,15 @@ def check_learning_rate(lr: Any) -> None:
             "`lr` must be a number, a 0-dim tensor, a schedule, or a tree of floating point "
             f"tensors shaped like the parameters, got {lr!r}"
         )
+
+
+def check_rate(name: str, value: Any) -> Scalar:
+    """Return what a schedule returned; raise unless it is a number or a 0-dim tensor."""
+    if isinstance(value, (int, float)) or is_scalar_tensor(value):
+        return value  # type: ignore[return-value]
+    if hasattr(value, "__array__") and getattr(value, "ndim", None) == 0:  # numpy's
+        return float(value)
+    found = type(value).__name__
+    if isinstance(value, torch.Tensor):
+        found = f"a tensor of shape {tuple(value.shape)}"
+    raise ValueError(f"{name} must return a number or a 0-dim tensor, got {found}")

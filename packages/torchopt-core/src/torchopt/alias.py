@@ -1,11 +1,36 @@
 """Optimizers in their functional form."""
 
 from torchopt.optim.adadelta import adadelta
+from torchopt.optim.adafactor import adafactor
 from torchopt.optim.adagrad import adagrad
 from torchopt.optim.adam import adam, adamw
 from torchopt.optim.adamax import adamax
+from torchopt.optim.lbfgs import lbfgs
+from torchopt.optim.lion import lion
+from torchopt.optim.lookahead import lookahead
+from torchopt.optim.muon import muon
+from torchopt.optim.prodigy import prodigy
 from torchopt.optim.radam import radam
 from torchopt.optim.rmsprop import rmsprop
+from torchopt.optim.sam import sam
+from torchopt.optim.schedule_free import schedule_free
 from torchopt.optim.sgd import sgd
 
-__all__ = ["adadelta", "adagrad", "adam", "adamax", "adamw", "radam", "rmsprop", "sgd"]
+__all__ = [
+    "adadelta",
+    "adafactor",
+    "adagrad",
+    "adam",
+    "adamax",
+    "adamw",
+    "lbfgs",
+    "lion",
+    "lookahead",
+    "muon",
+    "prodigy",
+    "radam",
+    "rmsprop",
+    "sam",
+    "schedule_free",
+    "sgd",
+]

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import optree
 import torch
 
-from torchopt._rule import Direction, Rule
-from torchopt._workspace import Workspace, is_transforming
-
-if TYPE_CHECKING:
-    from torchopt._arithmetic import Leaves
-    from torchopt.typing import OptState, Params, Updates
+from torchopt._chain import Chain, Identity, select_state
+from torchopt._context import Context, Evaluate, flatten_like
+from torchopt._driver import (
+    Extras,
+    as_chain,
+    check_params,
+    flat_state,
+    init,
+    initial_tree,
+    open_step,
+    run,
+    tree_state,
+)
+from torchopt._rule import Rule
+from torchopt._state import EmptyState, Field, Kind, UninitializedState
+from torchopt._types import Leaves, OptState, Params, Scalar, Updates, ValueAndGrad
+from torchopt._updates import FactoredUpdates
 
 __all__ = [
     "ChainedGradientTransformation",
@@ -24,16 +36,9 @@ __all__ = [
     "IdentityGradientTransformation",
     "UninitializedState",
     "chain",
+    "eval_params",
     "identity",
 ]
-
-
-class EmptyState(NamedTuple):
-    """The state of a transformation that remembers nothing."""
-
-
-class UninitializedState(NamedTuple):
-    """The state before the parameters are known."""
 
 
 class UpdateFunction(Protocol):
@@ -46,6 +51,9 @@ class UpdateFunction(Protocol):
         *,
         params: Params | None = None,
         inplace: bool = True,
+        value: torch.Tensor | None = None,
+        lr: Scalar | None = None,
+        value_and_grad: ValueAndGrad | None = None,
     ) -> tuple[Updates, OptState]: ...
 
 
@@ -63,9 +71,15 @@ class GradientTransformation(_Pair):
             ``updates`` is a tree of gradients shaped like the parameters, in which ``None`` means
             "no gradient here": that leaf and its state pass through. With ``inplace=True`` the
             memory of the state is reused and no graph is recorded; gradients are never written
-            to. With ``inplace=False``, and wherever a graph is being recorded through the updates
-            or the hyperparameters, or a ``torch.func`` transform is running, nothing is
+            to. With ``inplace=False``, and wherever a graph is being recorded through the updates,
+            the state or the hyperparameters, or a ``torch.func`` transform is running, nothing is
             overwritten and the result is differentiable to any order.
+
+    Some transformations need more, which ``update`` takes and every link of a chain receives:
+    ``value``, the loss at ``params``; ``lr``, a learning rate for rules that need one and are not
+    part of an optimizer that has it; ``value_and_grad``, a function from a tree of parameters to
+    the loss there and the tree of its gradients. A function of your own receives those of them that
+    its signature names.
 
     Example:
         >>> import torch, torchopt
@@ -97,10 +111,11 @@ class RuleTransformation(GradientTransformation):
 
     def __new__(cls, rule: Rule) -> RuleTransformation:
         """Return the transformation that runs ``rule`` on trees."""
+        links, is_chain = as_chain(rule), isinstance(rule, Chain)
         self = super().__new__(
             cls,
             functools.partial(_init, rule),
-            functools.partial(_update, rule, tuple(rule.learned())),
+            functools.partial(_update, links, is_chain, tuple(rule.learned())),
         )
         self.rule = rule
         return self
@@ -121,6 +136,15 @@ class RuleTransformation(GradientTransformation):
     def __repr__(self) -> str:
         return f"GradientTransformation({self.rule!r})"
 
+    def parts(self) -> list[GradientTransformation]:
+        """Return the transformations that this one is made of."""
+        return []
+
+    def with_parts(self, parts: list[GradientTransformation]) -> GradientTransformation:
+        """Return the transformation made of others."""
+        assert not parts
+        return self
+
 
 def check_transformation(value: Any, name: str) -> None:
     """Raise unless ``value`` is a pair of functions ``init`` and ``update``."""
@@ -130,124 +154,156 @@ def check_transformation(value: Any, name: str) -> None:
         )
 
 
-def check_params(params: Params) -> None:
-    """Raise unless every leaf is ``None`` or a floating point or complex tensor."""
-    leaves = optree.tree_leaves(params, none_is_leaf=True)
-    if all(
-        x is None or (isinstance(x, torch.Tensor) and (x.is_floating_point() or x.is_complex()))
-        for x in leaves
-    ):
-        return
-    paths, leaves, _ = optree.tree_flatten_with_path(params, none_is_leaf=True)
-    for path, leaf in zip(paths, leaves, strict=True):
-        where = "".join(f"[{key!r}]" for key in path)
-        if leaf is not None and not isinstance(leaf, torch.Tensor):
-            raise TypeError(f"params{where} must be a tensor or None, got {type(leaf).__name__}")
-        if leaf is not None and not (leaf.is_floating_point() or leaf.is_complex()):
-            raise ValueError(
-                f"params{where} must be floating point or complex to be optimized, got "
-                f"{leaf.dtype}: leave it out, or put None in its place"
-            )
-
-
-def _is_recording(tensors: Iterable[torch.Tensor | None]) -> bool:
-    """Return whether nothing may be overwritten: a graph is recorded or a transform is running."""
-    if is_transforming():
-        return True
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-
-
 def _init(rule: Rule, params: Params) -> OptState:
     check_params(params)
-    return rule.init(params)
+    leaves, spec = optree.tree_flatten(params, none_is_leaf=True)
+    return initial_tree(rule, init(rule, leaves, spec, params), spec)
 
 
 def _update(
-    rule: Rule,
+    links: Chain,
+    is_chain: bool,
     learned: tuple[torch.Tensor, ...],
     updates: Updates,
     state: OptState,
     *,
     params: Params | None = None,
     inplace: bool = True,
+    value: torch.Tensor | None = None,
+    lr: Scalar | None = None,
+    value_and_grad: ValueAndGrad | None = None,
 ) -> tuple[Updates, OptState]:
     leaves, spec = optree.tree_flatten(updates, none_is_leaf=True)
-    inplace = inplace and not _is_recording([*leaves, *learned])
-    # what can fail midway must not have overwritten anything by then
-    work = Workspace.over(leaves, spec, inplace and not rule.may_raise, params)
-    grads = work.updates
-    if not grads:
+    if not [x for x in leaves if x is not None]:
         return updates, state
-    param_leaves = None if params is None else work.leaves(params, "params")
-    if param_leaves is not None:
-        work.check_shapes(param_leaves, "params")
-    if not inplace:
-        direction, state = rule.update(Direction(grads), state, param_leaves, work)
-        return work.unflatten(work.merge(direction.owned(work), leaves)), state
-    with torch.no_grad():
-        direction, state = rule.update(Direction(grads), state, param_leaves, work)
-        new = direction.owned(work)
-    return work.unflatten(work.merge(new, leaves)), state
+    states: Any = state if is_chain else (state,)
+    param_leaves = None if params is None else flatten_like(spec, params, "params")
+    evaluate = None if value_and_grad is None else _evaluate_leaves(value_and_grad, spec)
+    flat = flat_state(links, states, spec)
+    extras = Extras(value, lr, evaluate)
+    step = open_step(links, leaves, flat, spec, param_leaves, params, extras, learned)
+    if inplace and not step.records():
+        with torch.no_grad():
+            ((found, new),) = run([step], inplace=True, stepping=False)
+    else:
+        ((found, new),) = run([step], inplace=False, stepping=False)
+    new = tree_state(links, new, flat, states, spec)
+    return optree.tree_unflatten(spec, found), new if is_chain else new[0]
+
+
+def _evaluate_leaves(value_and_grad: ValueAndGrad, spec: optree.PyTreeSpec) -> Evaluate:
+    """Return a function of trees as one of leaves."""
+
+    def evaluate(params: Leaves) -> tuple[torch.Tensor, Leaves]:
+        value, grads = value_and_grad(optree.tree_unflatten(spec, params))
+        found = flatten_like(spec, grads, "the gradients that `value_and_grad` returned")
+        pairs = zip(found, params, strict=True)
+        return value, [torch.zeros_like(p) if g is None and p is not None else g for g, p in pairs]
+
+    return evaluate
+
+
+def eval_params(transformation: GradientTransformation, params: Params, state: OptState) -> Params:
+    """Return the parameters to evaluate a model at, where these differ from those that are trained.
+
+    They do for averaging methods (:func:`torchopt.schedule_free`); for all others they are
+    ``params`` themselves.
+
+    Args:
+        transformation: The transformation, which may contain such a method anywhere.
+        params: The tree of parameters that are trained.
+        state: The state of the transformation.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.eval_params(
+        ...     torchopt.adam(), torch.ones(2), torchopt.adam().init(torch.ones(2))
+        ... )
+        tensor([1., 1.])
+    """
+    if not isinstance(transformation, RuleTransformation):
+        return params
+    rule = transformation.rule
+    leaves, spec = optree.tree_flatten(params, none_is_leaf=True)
+    flat = flat_state(rule, state, spec)
+    active = [i for i, x in enumerate(leaves) if x is not None]
+    context = Context(spec, tree=params).computing(inplace=False)
+    if len(active) < len(leaves):
+        context = context.restrict(active)
+        flat = select_state(rule, flat, active)
+    found = rule.evaluated_at([leaves[i] for i in active], flat, context)
+    for i, x in zip(active, found, strict=True):
+        leaves[i] = x
+    return optree.tree_unflatten(spec, leaves)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Foreign(Rule):
-    """A transformation of trees, as a link of a chain."""
+class Foreign(Rule):
+    """A transformation of trees that is a user's own, as a rule."""
 
     transformation: GradientTransformation
 
-    @property
-    def may_raise(self) -> bool:
-        return True
+    # any kind of state; it may raise, and sees complex leaves as they are
+    state_type = object
+    fallible = True
+    elementwise = False
 
-    def init(self, params: Params) -> OptState:
-        return self.transformation.init(params)
+    def __post_init__(self) -> None:
+        _ = self._extras
+
+    @functools.cached_property
+    def _extras(self) -> frozenset[str]:
+        """The names of what it takes beside parameters."""
+        try:
+            parameters = inspect.signature(self.transformation.update).parameters
+        except (TypeError, ValueError):
+            return frozenset()
+        if any(x.kind is x.VAR_KEYWORD for x in parameters.values()):
+            return frozenset(Extras._fields)
+        return frozenset(Extras._fields) & parameters.keys()
+
+    def init(self, params: Leaves, context: Context) -> Any:
+        return self.transformation.init(context.unflatten(params))
+
+    def map_state(self, function: Callable[..., Any], state: Any, *others: Any) -> Any:
+        return function(Field(Kind.OPAQUE, "state", "state"), state, *others)
 
     def update(
-        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
-    ) -> tuple[Direction, OptState]:
-        grads = work.merge(updates.owned(work))
-        tree, state = self.transformation.update(
-            work.unflatten(grads),
+        self, updates: FactoredUpdates, state: Any, context: Context
+    ) -> tuple[FactoredUpdates, Any]:
+        extras: dict[str, Any] = {name: getattr(context, name) for name in self._extras}
+        if extras.get("value_and_grad") is not None:
+            extras["value_and_grad"] = self._evaluate_tree(context)
+        found: Any = self.transformation.update(
+            context.unflatten(updates.owned(context)),
             state,
-            params=None if params is None else work.params,
-            inplace=work.inplace,
+            params=None if context.params is None else context.tree,
+            inplace=context.inplace,
+            **extras,
         )
-        return Direction(work.leaves(tree, "updates")), state
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Chain(Rule):
-    """Rules applied one after the other; the state is the tuple of theirs."""
-
-    rules: tuple[Rule, ...]
-
-    def children(self) -> tuple[Rule, ...]:
-        return self.rules
-
-    @property
-    def may_raise(self) -> bool:
-        return any(rule.may_raise for rule in self.rules)
-
-    def init(self, params: Params) -> OptState:
-        return tuple(rule.init(params) for rule in self.rules)
-
-    def adopt(self, state: Any, params: Params) -> OptState:
-        return tuple(rule.adopt(x, params) for rule, x in zip(self.rules, state, strict=True))
-
-    def update(
-        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
-    ) -> tuple[Direction, OptState]:
-        if not isinstance(state, tuple) or len(state) != len(self.rules):
+        if not isinstance(found, tuple) or len(found) != 2:
             raise TypeError(
-                f"the state belongs to another transformation: expected a tuple of "
-                f"{len(self.rules)} states, got {type(state).__name__}"
+                f"`update` of {self.transformation!r} must return the pair (updates, state), got "
+                f"{type(found).__name__}"
             )
-        states = []
-        for rule, link_state in zip(self.rules, state, strict=True):
-            updates, new_state = rule.update(updates, link_state, params, work)
-            states.append(new_state)
-        return updates, tuple(states)
+        leaves = context.flatten(found[0], "updates")
+        for i, like, x in zip(context.positions, context.like or leaves, leaves, strict=True):
+            if not isinstance(x, torch.Tensor) or x.shape != like.shape:
+                what = f"of shape {tuple(x.shape)}" if isinstance(x, torch.Tensor) else repr(x)
+                raise ValueError(
+                    f"`update` of {self.transformation!r} returned {what} for leaf {i}, whose "
+                    f"update is a tensor of shape {tuple(like.shape)}"
+                )
+        return FactoredUpdates(leaves), found[1]
+
+    @staticmethod
+    def _evaluate_tree(context: Context) -> ValueAndGrad:
+        def value_and_grad(params: Params) -> tuple[torch.Tensor, Updates]:
+            assert context.value_and_grad is not None
+            value, grads = context.value_and_grad(context.flatten(params, "params"))
+            return value, context.unflatten(grads)
+
+        return value_and_grad
 
 
 class ChainedGradientTransformation(RuleTransformation):
@@ -284,30 +340,25 @@ class ChainedGradientTransformation(RuleTransformation):
     def __repr__(self) -> str:
         return f"ChainedGradientTransformation{self.transformations!r}"
 
+    def parts(self) -> list[GradientTransformation]:
+        return list(self.transformations)
+
+    def with_parts(self, parts: list[GradientTransformation]) -> GradientTransformation:
+        return chain(*parts)
+
 
 def as_rule(transformation: GradientTransformation) -> Rule:
     """Return the transformation as a rule over leaves."""
     if isinstance(transformation, RuleTransformation):
         return transformation.rule
-    return _Foreign(transformation)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class IdentityRule(Rule):
-    def init(self, params: Params) -> OptState:
-        return EmptyState()
-
-    def update(
-        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
-    ) -> tuple[Direction, OptState]:
-        return updates, state
+    return Foreign(transformation)
 
 
 class IdentityGradientTransformation(RuleTransformation):
     """The transformation that changes nothing: the unit of :func:`chain`."""
 
     def __new__(cls) -> IdentityGradientTransformation:
-        self = super().__new__(cls, IdentityRule())
+        self = super().__new__(cls, Identity())
         assert isinstance(self, IdentityGradientTransformation)
         return self
 

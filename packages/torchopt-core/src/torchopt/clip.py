@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+import math
+from typing import Any
 
 import torch
 
-from torchopt._rule import Direction, Rule
+from torchopt._arithmetic import HALF
+from torchopt._context import Context
+from torchopt._rule import Rule
+from torchopt._types import Leaves, Scalar
+from torchopt._updates import FactoredUpdates
 from torchopt._validate import check_non_negative
 from torchopt.base import EmptyState, GradientTransformation, RuleTransformation
-
-if TYPE_CHECKING:
-    from torchopt._arithmetic import Leaves
-    from torchopt._workspace import Workspace
-    from torchopt.typing import OptState, Params, Scalar
 
 __all__ = ["clip_by_global_norm", "clip_by_value", "clip_grad_norm"]
 
@@ -32,18 +32,21 @@ class _ClipNorm(Rule):
         if not self.norm_type > 0:
             raise ValueError(f"`norm_type` must be positive, got {self.norm_type}")
 
+    # the norm is that of all leaves
+    elementwise = False
+
     @property
-    def may_raise(self) -> bool:
+    def fallible(self) -> bool:
         return self.error_if_nonfinite
 
-    def init(self, params: Params) -> OptState:
+    def init(self, params: Leaves, context: Context) -> EmptyState:
         return EmptyState()
 
     def update(
-        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
-    ) -> tuple[Direction, OptState]:
-        grads = updates.materialize(work)
-        total = self._norm(grads, work)
+        self, updates: FactoredUpdates, state: Any, context: Context
+    ) -> tuple[FactoredUpdates, Any]:
+        grads = updates.materialize(context)
+        total = self._norm(grads, context)
         if self.error_if_nonfinite and not torch.isfinite(total):
             raise RuntimeError(
                 f"the total norm of order {self.norm_type} of the gradients is {total}, so they "
@@ -53,22 +56,25 @@ class _ClipNorm(Rule):
         total = total + self.margin
         bound = torch.as_tensor(self.max_norm, dtype=total.dtype, device=total.device)
         factor = bound / torch.maximum(total, bound.clamp_min(torch.finfo(total.dtype).tiny))
-        clipped = work.fresh.mul(grads, [factor.to(g.device) for g in grads])
-        return Direction(clipped, borrowed=False), state
+        borrowed = updates.borrowed and updates.is_plain
+        # one factor, which the next rule may combine with its own
+        if all(g.device == total.device for g in grads):
+            return FactoredUpdates(grads, scale=factor, borrowed=borrowed), state
+        factors = [factor.to(g.device) for g in grads]
+        return FactoredUpdates(grads, scale=factors, borrowed=borrowed), state
 
-    def _norm(self, grads: Leaves, work: Workspace) -> torch.Tensor:
+    def _norm(self, grads: Leaves, context: Context) -> torch.Tensor:
         """Return the norm of all leaves as one vector."""
         device = grads[0].device
-        if self.norm_type == 2.0 and not work.inplace:
+        if self.norm_type == 2.0 and not context.inplace:
             # torch's norm has no second derivative at zero
-            squares = [_at_least_single(g).square().sum().to(device) for g in grads]
-            return work.fresh.sqrt([torch.stack(squares).sum()])[0]
-        leaves = work.merge(grads) if work.complex else grads
-        norms = [
-            torch.linalg.vector_norm(_at_least_single(g), self.norm_type)
-            for g in leaves
-            if g is not None
-        ]
+            reals = [torch.view_as_real(g) if g.is_complex() else g for g in grads]
+            squares = [_at_least_single(g).square().sum().to(device) for g in reals]
+            return context.fresh.sqrt([torch.stack(squares).sum()])[0]
+        if self.norm_type != math.inf and not any(g.dtype in HALF for g in grads):
+            norms = torch._foreach_norm(grads, self.norm_type)
+        else:  # an empty leaf has no maximum there
+            norms = [torch.linalg.vector_norm(_at_least_single(g), self.norm_type) for g in grads]
         total: torch.Tensor = torch.linalg.vector_norm(
             torch.stack([norm.to(device) for norm in norms]), self.norm_type
         )
@@ -77,7 +83,7 @@ class _ClipNorm(Rule):
 
 def _at_least_single(x: torch.Tensor) -> torch.Tensor:
     """Return ``x`` in a precision in which its square neither vanishes nor overflows."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.float() if x.dtype in HALF else x
 
 
 def clip_grad_norm(
@@ -144,15 +150,15 @@ class _ClipValue(Rule):
     def __post_init__(self) -> None:
         check_non_negative("clip_value", self.clip_value)
 
-    def init(self, params: Params) -> OptState:
+    def init(self, params: Leaves, context: Context) -> Any:
         return EmptyState()
 
     def update(
-        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
-    ) -> tuple[Direction, OptState]:
+        self, updates: FactoredUpdates, state: Any, context: Context
+    ) -> tuple[FactoredUpdates, Any]:
         bound: Any = self.clip_value
-        clipped = [torch.clamp(g, -bound, bound) for g in updates.materialize(work)]
-        return Direction(clipped, borrowed=False), state
+        clipped = [torch.clamp(g, -bound, bound) for g in updates.materialize(context)]
+        return FactoredUpdates(clipped, borrowed=False), state
 
 
 def clip_by_value(clip_value: Scalar) -> GradientTransformation:

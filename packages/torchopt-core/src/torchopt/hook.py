@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from torchopt._rule import Direction, Rule
+from torchopt._context import Context
+from torchopt._rule import Rule
+from torchopt._types import Leaves
+from torchopt._updates import FactoredUpdates
 from torchopt.base import EmptyState, GradientTransformation, RuleTransformation
-
-if TYPE_CHECKING:
-    from torchopt._arithmetic import Leaves
-    from torchopt._workspace import Workspace
-    from torchopt.typing import OptState, Params
 
 __all__ = ["nan_to_num_hook", "register_hook", "zero_nan_hook"]
 
@@ -57,26 +55,25 @@ def nan_to_num_hook(
 class _RegisterHook(Rule):
     hook: Callable[[torch.Tensor], torch.Tensor | None]
 
-    @property
-    def may_raise(self) -> bool:
-        return True
+    # the hook sees complex gradients as they are
+    elementwise = False
 
     def __post_init__(self) -> None:
         if not callable(self.hook):
             raise TypeError(f"`hook` must be callable, got {self.hook!r}")
 
-    def init(self, params: Params) -> OptState:
+    def init(self, params: Leaves, context: Context) -> EmptyState:
         return EmptyState()
 
     def update(
-        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
-    ) -> tuple[Direction, OptState]:
+        self, updates: FactoredUpdates, state: Any, context: Context
+    ) -> tuple[FactoredUpdates, Any]:
         # on aliases: the tensors themselves may be the caller's
-        leaves = [x.view_as(x) if x.requires_grad else x for x in updates.materialize(work)]
+        leaves = [x.view_as(x) if x.requires_grad else x for x in updates.materialize(context)]
         for x in leaves:
             if x.requires_grad:
                 x.register_hook(self.hook)  # type: ignore[no-untyped-call]
-        return Direction(leaves), state
+        return FactoredUpdates(leaves), state
 
 
 def register_hook(hook: Callable[[torch.Tensor], torch.Tensor | None]) -> GradientTransformation:

@@ -8,7 +8,7 @@ annotation can say that a ``dict[str, Tensor]`` is a tree of tensors.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 import torch
 import torch.distributed.rpc as _rpc  # part of `import torch`, whether RPC is built or not
@@ -17,6 +17,17 @@ from torch import Size, Tensor
 from torch.distributions import Distribution
 from torch.futures import Future
 
+from torchopt._types import (
+    Numeric,
+    OptionalTensorTree,
+    OptState,
+    Params,
+    Scalar,
+    ScalarOrSchedule,
+    Schedule,
+    TensorTree,
+    Updates,
+)
 from torchopt.base import (
     ChainedGradientTransformation,
     EmptyState,
@@ -65,14 +76,6 @@ if TYPE_CHECKING or _rpc.is_available():
 
     __all__ += ["RRef"]
 
-#: A number, or a 0-dim tensor where it may be learned.
-Scalar: TypeAlias = float | int | bool | Tensor
-#: A number or a tensor of any shape.
-Numeric: TypeAlias = Tensor | float | int | bool
-#: A function from the number of steps made (an int or an integer tensor) to a value.
-Schedule: TypeAlias = Callable[[Any], Numeric]
-ScalarOrSchedule: TypeAlias = Scalar | Schedule
-
 Device: TypeAlias = torch.device | str | int
 
 OptionalTensor: TypeAlias = Tensor | None
@@ -89,20 +92,6 @@ OptionalTensorOrOptionalTensors: TypeAlias = OptionalTensor | SequenceOfOptional
 TensorContainer: TypeAlias = dict[str, OptionalTensor]
 #: The same of several modules.
 ModuleTensorContainers: TypeAlias = tuple[TensorContainer, ...]
-
-if TYPE_CHECKING:
-    TensorTree: TypeAlias = Any
-    OptionalTensorTree: TypeAlias = Any
-else:
-    TensorTree = PyTree[Tensor, "TensorTree"]
-    OptionalTensorTree = PyTree[OptionalTensor, "OptionalTensorTree"]
-
-#: A tree of parameters.
-Params: TypeAlias = TensorTree
-#: A tree shaped like the parameters; ``None`` means "no gradient here".
-Updates: TypeAlias = OptionalTensorTree
-#: The state of a gradient transformation: an immutable record, or a tuple of them.
-OptState: TypeAlias = TensorTree
 
 #: Solves ``matvec(x) = b`` for ``x``, given ``matvec`` and ``b``.
 LinearSolver: TypeAlias = Callable[[Callable[[TensorTree], TensorTree], TensorTree], TensorTree]

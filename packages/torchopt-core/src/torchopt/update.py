@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optree
 import torch
 
-from torchopt._workspace import Workspace, is_transforming
-
-if TYPE_CHECKING:
-    from torchopt.typing import Params, Updates
+from torchopt._context import Context, flatten_like, is_transforming
+from torchopt._types import Params, Updates
+from torchopt._updates import FactoredUpdates
 
 __all__ = ["apply_updates"]
 
@@ -42,18 +41,27 @@ def apply_updates(params: Params, updates: Updates, *, inplace: bool = True) -> 
             # one by one: the sum of whole lists would keep them for its backward pass
             return optree.tree_unflatten(spec, list(map(torch.add, others, leaves)))
 
-    work = Workspace.over(leaves, spec, inplace and not is_transforming())
-    additions = work.updates
-    if not additions:
+    active = [i for i, x in enumerate(leaves) if x is not None]
+    every = flatten_like(spec, params, "params")
+    if not active:
         return params
-    all_params = work.flatten(params, "params")
-    targets = work.select(all_params)
-    work.check_shapes(targets, "params")
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not work.inplace):
-        new = work.reuse.add(targets, additions)
-    if work.inplace:
+    for i in active:
+        found = getattr(every[i], "shape", None)
+        if found != leaves[i].shape:
+            what = "is None" if found is None else f"has shape {tuple(found)}"
+            raise ValueError(
+                f"leaf {i} of `params` {what}, "
+                f"but that of the updates has shape {tuple(leaves[i].shape)}"
+            )
+    context = Context(spec, active).computing(inplace)
+    additions = FactoredUpdates([leaves[i] for i in active])
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not context.inplace):
+        new = additions.add_to([every[i] for i in active], context)
+    if context.inplace:
         return params
-    return work.unflatten(work.merge(new, all_params, like=all_params))
+    for i, x in zip(active, new, strict=True):
+        every[i] = x
+    return optree.tree_unflatten(spec, every)
 
 
 def _are_plain(param: Any, update: Any) -> bool:

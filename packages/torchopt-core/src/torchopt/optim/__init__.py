@@ -1,30 +1,46 @@
 """Optimizers as :class:`torch.optim.Optimizer`, and :class:`FuncOptimizer` for trees."""
 
 from torchopt.optim import meta
+from torchopt.optim._stateful import Optimizer
 from torchopt.optim.adadelta import AdaDelta, Adadelta
+from torchopt.optim.adafactor import Adafactor
 from torchopt.optim.adagrad import AdaGrad, Adagrad
 from torchopt.optim.adam import Adam, AdamW
 from torchopt.optim.adamax import AdaMax, Adamax
-from torchopt.optim.base import Optimizer
 from torchopt.optim.func import FuncOptimizer
+from torchopt.optim.lbfgs import LBFGS
+from torchopt.optim.lion import Lion
+from torchopt.optim.lookahead import Lookahead
+from torchopt.optim.muon import Muon
+from torchopt.optim.prodigy import Prodigy
 from torchopt.optim.radam import RAdam
 from torchopt.optim.rmsprop import RMSProp, RMSprop
+from torchopt.optim.sam import SAM
+from torchopt.optim.schedule_free import ScheduleFree
 from torchopt.optim.sgd import SGD
 
 __all__ = [
+    "LBFGS",
+    "SAM",
     "SGD",
     "AdaDelta",
     "AdaGrad",
     "AdaMax",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
     "FuncOptimizer",
+    "Lion",
+    "Lookahead",
+    "Muon",
     "Optimizer",
+    "Prodigy",
     "RAdam",
     "RMSProp",
     "RMSprop",
+    "ScheduleFree",
     "meta",
 ]

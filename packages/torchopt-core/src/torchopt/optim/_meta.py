@@ -5,18 +5,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import optree
 import torch
 from torch import nn
 
-from torchopt._workspace import Workspace
-from torchopt.base import GradientTransformation, UninitializedState, as_rule, check_params
-from torchopt.optim._faces import Implementation, derived_signature, gradients, list_structure
-
-if TYPE_CHECKING:
-    from torchopt.typing import OptState
+from torchopt._context import Evaluate
+from torchopt._driver import Extras, as_chain, check_params, init, open_step, run, tree_state
+from torchopt._gradient_step import list_structure
+from torchopt._types import Leaves, OptState
+from torchopt.base import GradientTransformation, UninitializedState, as_rule, check_transformation
+from torchopt.optim._loss import gradients
+from torchopt.optim._signature import derived_signature
 
 __all__ = ["DerivedMetaOptimizer", "MetaOptimizer"]
 
@@ -45,7 +46,7 @@ class MetaOptimizer:
 
     def __init__(self, module: nn.Module, impl: GradientTransformation) -> None:
         """Take the module; the state is made in the first step."""
-        Implementation(impl)
+        check_transformation(impl, "`impl`")
         self.impl = impl
         self._groups: list[_Group] = []
         self.state_groups: list[OptState] = []
@@ -69,39 +70,51 @@ class MetaOptimizer:
         self._groups.append(group)
         self.state_groups.append(UninitializedState())
 
-    def step(self, loss: torch.Tensor) -> None:
+    def step(self, loss: torch.Tensor | Callable[[], torch.Tensor]) -> None:
         """Replace the parameters by those after one step down the gradient of ``loss``.
 
         Args:
-            loss: A scalar that depends on the modules' parameters.
+            loss: A scalar that depends on the modules' parameters; or a function without arguments
+                that computes it from them as they are. Transformations that evaluate the loss again
+                (`sam`, `lbfgs`) need the function, and call it with other parameters in the modules.
 
         Raises:
             ValueError: If ``loss`` is not a scalar, does not require grad, or depends on none of
                 the parameters. Parameters and state are then as before.
         """
         every = [group.params() for group in self._groups]
-        grads = iter(
-            gradients(
-                loss, list(chain.from_iterable(every)), "the optimizer's modules", create_graph=True
-            )
-        )
+        function = None if isinstance(loss, torch.Tensor) or not callable(loss) else loss
+        value: Any = loss if function is None else function()
+        owner = "the optimizer's modules"
+        grads = iter(gradients(value, list(chain.from_iterable(every)), owner, create_graph=True))
         rule = as_rule(self.impl)
-        results = []
-        for params, state in zip(every, self.state_groups, strict=True):
-            group_grads = [next(grads) for _ in params]
-            if isinstance(state, UninitializedState):
-                state = rule.init(params)
-            work = Workspace.over(
-                group_grads, list_structure(len(params)), False, params, checked=True
+        links = as_chain(rule)
+        if rule.reevaluates and function is None:
+            raise ValueError(
+                "the transformation evaluates the loss again in a step: pass `step` a function "
+                "that computes the loss, instead of the loss"
             )
-            chosen = work.select(group_grads)
-            if chosen:
-                news, state = rule.step(chosen, state, work.select(params), work)
-                params = work.merge(news, params, like=params)
-            results.append((params, state))
-        for group, (params, _) in zip(self._groups, results, strict=True):
-            group.replace(params)
-        self.state_groups[:] = [state for _, state in results]
+        steps, stepped, bare = [], [], rule is not links
+        states: list[Any] = list(self.state_groups)
+        for k, (group, params) in enumerate(zip(self._groups, every, strict=True)):
+            group_grads = [next(grads) for _ in params]
+            spec = list_structure(len(params))
+            if isinstance(states[k], UninitializedState):
+                states[k] = init(rule, params, spec, params)
+            if all(g is None for g in group_grads):
+                continue
+            evaluate = None if function is None else group.evaluation(function)
+            extras = Extras(value=value, value_and_grad=evaluate)
+            own = (states[k],) if bare else states[k]
+            steps.append(open_step(links, group_grads, own, spec, params, params, extras))
+            stepped.append(k)
+        results = run(steps, inplace=False, stepping=True)
+        for k, step, (news, state) in zip(stepped, steps, results, strict=True):
+            pairs = zip(news, every[k], strict=True)
+            self._groups[k].replace([p if new is None else new for new, p in pairs])
+            state = tree_state(links, state, step.every_state, step.every_state, step.context.spec)
+            states[k] = state[0] if bare else state
+        self.state_groups[:] = states
 
     def state_dict(self) -> tuple[OptState, ...]:
         """Return the state of each module, by reference; before the first step there is none."""
@@ -154,7 +167,7 @@ class DerivedMetaOptimizer(MetaOptimizer):
         bound.apply_defaults()
         arguments = bound.arguments
         module = arguments.pop("module")
-        if isinstance(arguments["lr"], Mapping) and isinstance(module, nn.Module):
+        if isinstance(arguments.get("lr"), Mapping) and isinstance(module, nn.Module):
             arguments["lr"] = _by_name(arguments["lr"], module)
         super().__init__(module, self._functional(**arguments))
 
@@ -184,6 +197,22 @@ class _Group:
         for param, places in zip(params, self.slots, strict=True):
             for container, name in places:
                 container[name] = param
+
+    def evaluation(self, loss: Callable[[], torch.Tensor]) -> Evaluate:
+        """Return a function from other parameters to the loss and its gradients there."""
+
+        def evaluate(moved: Leaves) -> tuple[torch.Tensor, Leaves]:
+            kept = self.params()
+            self.replace(moved)
+            try:
+                value = loss()
+                found = gradients(value, moved, "the module", create_graph=True)
+            finally:
+                self.replace(kept)
+            pairs = zip(found, moved, strict=True)
+            return value, [torch.zeros_like(p) if g is None else g for g, p in pairs]
+
+        return evaluate
 
     def expected_state(self, impl: GradientTransformation) -> OptState:
         """Return a state with the structure and the shapes that the module's has."""

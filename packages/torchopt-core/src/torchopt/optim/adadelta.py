@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from torchopt._rule import Direction, Rule
+from torchopt._context import Context, counts_like, zeros_like
+from torchopt._factory import optimizer
+from torchopt._gradient_step import GradientStep
+from torchopt._rule import Rule
+from torchopt._state import moment, per_leaf, record
+from torchopt._types import Leaves, Scalar, ScalarOrSchedule, TensorTree
+from torchopt._updates import FactoredUpdates
 from torchopt._validate import check_non_negative, check_unit_interval
-from torchopt._workspace import zeros_like
 from torchopt.base import GradientTransformation, RuleTransformation
-from torchopt.optim._descent import Descent, optimizer
+from torchopt.kernels import Formula
 from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim.base import DerivedOptimizer
-
-if TYPE_CHECKING:
-    from torchopt._arithmetic import Leaves
-    from torchopt._workspace import Workspace
-    from torchopt.typing import OptState, Params, Scalar, ScalarOrSchedule, TensorTree
+from torchopt.optim._stateful import DerivedOptimizer
 
 __all__ = ["AdaDelta", "Adadelta", "MetaAdaDelta", "MetaAdadelta", "adadelta", "scale_by_adadelta"]
 
 
+@record(mu=moment("square_avg"), nu=moment("acc_delta"), count=per_leaf("step"))
 class ScaleByAdadeltaState(NamedTuple):
     """The state of :func:`scale_by_adadelta`; every field changes in every step."""
 
@@ -28,6 +29,8 @@ class ScaleByAdadeltaState(NamedTuple):
     mu: TensorTree
     # moving averages of the squared updates, a tree like the parameters
     nu: TensorTree
+    # steps taken by each leaf (0-dim int64)
+    count: TensorTree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,23 +45,32 @@ class ScaleByAdadelta(Rule):
         check_unit_interval("rho", self.rho)
         check_non_negative("eps", self.eps)
 
-    def init(self, params: Params) -> OptState:
+    state_type = ScaleByAdadeltaState
+
+    def init(self, params: Leaves, context: Context) -> Any:
         return ScaleByAdadeltaState(
             mu=zeros_like(params, self.moment_requires_grad),
             nu=zeros_like(params, self.moment_requires_grad),
+            count=counts_like(params),
         )
 
     def update(
-        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
-    ) -> tuple[Direction, OptState]:
-        mu, nu = work.read(state, ScaleByAdadeltaState)
-        grads = updates.materialize(work)
-        mu = work.reuse.ema_square(mu, grads, self.rho)
-        delta = work.reuse.sqrt(work.fresh.add(nu, self.eps))
-        delta = work.reuse.div(delta, work.reuse.sqrt(work.fresh.add(mu, self.eps)))
-        delta = work.reuse.mul(delta, grads)
-        nu = work.reuse.ema_square(nu, delta, self.rho)
-        return Direction(delta, borrowed=False), work.write(state, mu, nu)
+        self, updates: FactoredUpdates, state: Any, context: Context
+    ) -> tuple[FactoredUpdates, Any]:
+        grads, nu = updates.materialize(context), state.nu
+        mu = context.reuse.ema_square(state.mu, grads, self.rho)
+        delta = context.reuse.sqrt(context.fresh.add(nu, self.eps))
+        delta = context.reuse.div(delta, context.reuse.sqrt(context.fresh.add(mu, self.eps)))
+        delta = context.reuse.mul(delta, grads)
+        nu = context.reuse.ema_square(nu, delta, self.rho)
+        new = ScaleByAdadeltaState(mu, nu, context.reuse.add(state.count, 1))
+        return FactoredUpdates(delta, borrowed=False), new
+
+    def formula(self) -> Formula | None:
+        if self.learned():
+            return None
+        rho, eps = float(self.rho), float(self.eps)
+        return Formula("adadelta", lambda t: (rho, eps), counted=False)
 
 
 def scale_by_adadelta(
@@ -137,7 +149,7 @@ def adadelta(
     Reference:
         Zeiler, "ADADELTA: An Adaptive Learning Rate Method", arXiv:1212.5701, Algorithm 1.
     """
-    return Descent(
+    return GradientStep(
         direction=ScaleByAdadelta(rho, eps, moment_requires_grad),
         lr=lr,
         weight_decay=weight_decay,

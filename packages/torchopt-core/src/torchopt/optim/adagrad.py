@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from torchopt._rule import Direction, Rule
+from torchopt._context import Context, beside_steps, counts_like, filled_like
+from torchopt._factory import optimizer
+from torchopt._gradient_step import GradientStep
+from torchopt._rule import Rule
+from torchopt._state import moment, per_leaf, record
+from torchopt._types import Leaves, Scalar, ScalarOrSchedule, TensorTree
+from torchopt._updates import FactoredUpdates
 from torchopt._validate import check_non_negative
-from torchopt._workspace import beside_steps, counts_like, filled_like
 from torchopt.base import GradientTransformation, RuleTransformation
-from torchopt.optim._descent import Descent, optimizer
+from torchopt.kernels import Formula
 from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim.base import DerivedOptimizer
-
-if TYPE_CHECKING:
-    from torchopt._arithmetic import Leaves
-    from torchopt._workspace import Workspace
-    from torchopt.typing import OptState, Params, Scalar, ScalarOrSchedule, TensorTree
+from torchopt.optim._stateful import DerivedOptimizer
 
 __all__ = ["AdaGrad", "Adagrad", "MetaAdaGrad", "MetaAdagrad", "adagrad", "scale_by_rss"]
 
 
+@record(sum_of_squares=moment("sum"), count=per_leaf("step"))
 class ScaleByRssState(NamedTuple):
     """The state of :func:`scale_by_rss`; every field changes in every step."""
 
@@ -45,22 +46,26 @@ class ScaleByRss(Rule):
         check_non_negative("eps", self.eps)
         check_non_negative("lr_decay", self.lr_decay)
 
-    def init(self, params: Params) -> OptState:
+    state_type = ScaleByRssState
+
+    def init(self, params: Leaves, context: Context) -> Any:
         return ScaleByRssState(
             sum_of_squares=filled_like(params, self.initial_accumulator_value),
             count=counts_like(params),
         )
 
     def update(
-        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
-    ) -> tuple[Direction, OptState]:
-        sums, count = work.read(state, ScaleByRssState)
-        grads = updates.materialize(work)
-        sums = work.reuse.addcmul(sums, grads, grads)
-        count = work.reuse.add(count, 1)
-        slope, offset = work.per_step(count, self.slowdown)
-        direction = Direction(grads, work.fresh.sqrt(sums), slope, offset)
-        return direction, work.write(state, sums, count)
+        self, updates: FactoredUpdates, state: Any, context: Context
+    ) -> tuple[FactoredUpdates, Any]:
+        grads = updates.materialize(context)
+        sums = context.reuse.addcmul(state.sum_of_squares, grads, grads)
+        count = context.reuse.add(state.count, 1)
+        slope, offset = context.per_step(count, self.slowdown)
+        direction = FactoredUpdates(grads, context.fresh.sqrt(sums), slope, offset)
+        return direction, ScaleByRssState(sums, count)
+
+    def formula(self) -> Formula | None:
+        return None if self.learned() else Formula("adagrad", self.slowdown, counted=True)
 
     def slowdown(self, t: Any) -> tuple[Any, Any]:
         """Return ``(a, b)`` of the denominators ``a * sqrt(v) + b``."""
@@ -143,7 +148,7 @@ def adagrad(
         Duchi, Hazan, Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
         Optimization", JMLR 2011.
     """
-    return Descent(
+    return GradientStep(
         direction=ScaleByRss(initial_accumulator_value, eps, lr_decay),
         lr=lr,
         weight_decay=weight_decay,

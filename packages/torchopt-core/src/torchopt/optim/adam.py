@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 
-from torchopt._rule import Direction, Rule
+from torchopt._context import Context, beside_steps, bias_correction, counts_like, zeros_like
+from torchopt._factory import optimizer
+from torchopt._gradient_step import GradientStep
+from torchopt._rule import Rule
+from torchopt._state import moment, per_leaf, record
+from torchopt._types import Leaves, Params, Scalar, ScalarOrSchedule, TensorTree
+from torchopt._updates import FactoredUpdates
 from torchopt._validate import check_betas, check_non_negative
-from torchopt._workspace import beside_steps, bias_correction, counts_like, zeros_like
 from torchopt.base import GradientTransformation, RuleTransformation
-from torchopt.optim._descent import Descent, optimizer
+from torchopt.kernels import Formula
 from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim.base import DerivedOptimizer
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torchopt._arithmetic import Leaves
-    from torchopt._workspace import Workspace
-    from torchopt.typing import OptState, Params, Scalar, ScalarOrSchedule, TensorTree
+from torchopt.optim._stateful import DerivedOptimizer
 
 __all__ = ["Adam", "AdamW", "MetaAdam", "MetaAdamW", "adam", "adamw", "scale_by_adam"]
 
 
+@record(mu=moment("exp_avg"), nu=moment("exp_avg_sq"), count=per_leaf("step"))
 class ScaleByAdamState(NamedTuple):
     """The state of :func:`scale_by_adam`; every field changes in every step."""
 
@@ -32,6 +32,25 @@ class ScaleByAdamState(NamedTuple):
     mu: TensorTree
     # second moments, a tree like the parameters
     nu: TensorTree
+    # steps taken by each leaf (0-dim int64)
+    count: TensorTree
+
+
+@record(
+    mu=moment("exp_avg"),
+    nu=moment("exp_avg_sq"),
+    nu_max=moment("max_exp_avg_sq"),
+    count=per_leaf("step"),
+)
+class ScaleByAmsgradState(NamedTuple):
+    """The state of :func:`scale_by_adam` with AMSGrad; every field changes in every step."""
+
+    # first moments, a tree like the parameters
+    mu: TensorTree
+    # second moments, a tree like the parameters
+    nu: TensorTree
+    # the largest second moments so far, a tree like the parameters
+    nu_max: TensorTree
     # steps taken by each leaf (0-dim int64)
     count: TensorTree
 
@@ -45,32 +64,50 @@ class ScaleByAdam(Rule):
     eps: Scalar
     eps_root: Scalar
     moment_requires_grad: bool
+    amsgrad: bool = False
 
     def __post_init__(self) -> None:
         check_betas((self.b1, self.b2))
         check_non_negative("eps", self.eps)
         check_non_negative("eps_root", self.eps_root)
 
-    def init(self, params: Params) -> OptState:
-        return ScaleByAdamState(
-            mu=zeros_like(params, self.moment_requires_grad),
-            nu=zeros_like(params, self.moment_requires_grad),
-            count=counts_like(params),
-        )
+    @property
+    def state_type(self) -> type:
+        return ScaleByAmsgradState if self.amsgrad else ScaleByAdamState
+
+    def init(self, params: Leaves, context: Context) -> Any:
+        mu, nu = (zeros_like(params, self.moment_requires_grad) for _ in range(2))
+        if self.amsgrad:
+            return ScaleByAmsgradState(mu, nu, zeros_like(params), counts_like(params))
+        return ScaleByAdamState(mu, nu, counts_like(params))
 
     def update(
-        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
-    ) -> tuple[Direction, OptState]:
-        mu, nu, count = work.read(state, ScaleByAdamState)
-        grads = updates.materialize(work)
-        mu = work.reuse.ema(mu, grads, self.b1)
-        nu = work.reuse.ema_square(nu, grads, self.b2)
-        count = work.reuse.add(count, 1)
+        self, updates: FactoredUpdates, state: Any, context: Context
+    ) -> tuple[FactoredUpdates, Any]:
+        grads = updates.materialize(context)
+        mu = context.reuse.ema(state.mu, grads, self.b1)
+        nu = context.reuse.ema_square(state.nu, grads, self.b2)
+        count = context.reuse.add(state.count, 1)
+        new = state._replace(mu=mu, nu=nu, count=count)
+        if self.amsgrad:
+            nu = context.reuse.maximum(state.nu_max, nu)
+            new = new._replace(nu_max=nu)
 
-        eps_root, slope, offset = work.per_step(count, self.corrections)
-        squares = work.fresh.add(nu, eps_root) if self._has_eps_root else nu
-        direction = Direction(mu, work.fresh.sqrt(squares), slope, offset)
-        return direction, work.write(state, mu, nu, count)
+        eps_root, slope, offset = context.per_step(count, self.corrections)
+        squares = context.fresh.add(nu, eps_root) if self._has_eps_root else nu
+        direction = FactoredUpdates(mu, context.fresh.sqrt(squares), slope, offset)
+        return direction, new
+
+    def formula(self) -> Formula | None:
+        if self.amsgrad or self.learned():
+            return None
+        b1, b2 = float(self.b1), float(self.b2)
+
+        def coefficients(t: int) -> tuple[float, ...]:
+            inside, slope, offset = self.corrections(t)
+            return b1, b2, inside or 0.0, slope, offset
+
+        return Formula("adam", coefficients, counted=True)
 
     @property
     def _has_eps_root(self) -> bool:
@@ -135,10 +172,12 @@ def adam(
     betas: tuple[Scalar, Scalar] = (0.9, 0.999),
     eps: Scalar = 1e-8,
     weight_decay: Scalar = 0.0,
+    amsgrad: bool = False,
     *,
     eps_root: Scalar = 0.0,
     moment_requires_grad: bool = False,
     maximize: bool = False,
+    decoupled_weight_decay: bool = False,
     use_accelerated_op: bool | None = None,
 ) -> Rule:
     r"""Adam, as in :class:`torch.optim.Adam`.
@@ -156,9 +195,11 @@ def adam(
         betas: Decays :math:`(\beta_1, \beta_2)` of the moments, in [0, 1).
         eps: :math:`\epsilon`, added outside of the root.
         weight_decay: :math:`\lambda`, coupled to the gradient; needs ``params`` in ``update``.
+        amsgrad: Whether to divide by the largest second moments so far (Reddi, Kale, Kumar 2018).
         eps_root: :math:`\bar\epsilon`, added inside of the root.
         moment_requires_grad: Whether the initial moments require gradients.
         maximize: Whether to ascend.
+        decoupled_weight_decay: Whether to decay as :func:`adamw` does.
         use_accelerated_op: ``True`` insists on the compiled kernels of ``torchopt-accel``,
             ``None`` uses them where they are installed and apply, ``False`` never does.
 
@@ -177,10 +218,11 @@ def adam(
         Kingma, Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, Algorithm 1.
     """
     check_betas(betas)
-    return Descent(
-        direction=ScaleByAdam(*betas, eps, eps_root, moment_requires_grad),
+    return GradientStep(
+        direction=ScaleByAdam(*betas, eps, eps_root, moment_requires_grad, amsgrad),
         lr=lr,
         weight_decay=weight_decay,
+        decoupled=decoupled_weight_decay,
         maximize=maximize,
         use_accelerated_op=use_accelerated_op,
     )
@@ -192,6 +234,7 @@ def adamw(
     betas: tuple[Scalar, Scalar] = (0.9, 0.999),
     eps: Scalar = 1e-8,
     weight_decay: Scalar = 1e-2,
+    amsgrad: bool = False,
     *,
     eps_root: Scalar = 0.0,
     mask: Any | Callable[[Params], Any] | None = None,
@@ -210,6 +253,7 @@ def adamw(
         betas: Decays :math:`(\beta_1, \beta_2)` of the moments, in [0, 1).
         eps: :math:`\epsilon`, added outside of the root.
         weight_decay: :math:`\lambda`, decoupled from the gradient; needs ``params`` in ``update``.
+        amsgrad: Whether to divide by the largest second moments so far (Reddi, Kale, Kumar 2018).
         eps_root: :math:`\bar\epsilon`, added inside of the root.
         mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
             parameters to one; all by default.
@@ -233,8 +277,8 @@ def adamw(
         Loshchilov, Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, Algorithm 2.
     """
     check_betas(betas)
-    return Descent(
-        direction=ScaleByAdam(*betas, eps, eps_root, moment_requires_grad),
+    return GradientStep(
+        direction=ScaleByAdam(*betas, eps, eps_root, moment_requires_grad, amsgrad),
         lr=lr,
         weight_decay=weight_decay,
         decoupled=True,

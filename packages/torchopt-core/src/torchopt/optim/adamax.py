@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from torchopt._rule import Direction, Rule
+from torchopt._context import Context, bias_correction, counts_like, zeros_like
+from torchopt._factory import optimizer
+from torchopt._gradient_step import GradientStep
+from torchopt._rule import Rule
+from torchopt._state import moment, per_leaf, record
+from torchopt._types import Leaves, Scalar, ScalarOrSchedule, TensorTree
+from torchopt._updates import FactoredUpdates
 from torchopt._validate import check_betas, check_non_negative
-from torchopt._workspace import bias_correction, counts_like, zeros_like
 from torchopt.base import GradientTransformation, RuleTransformation
-from torchopt.optim._descent import Descent, optimizer
+from torchopt.kernels import Formula
 from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim.base import DerivedOptimizer
-
-if TYPE_CHECKING:
-    from torchopt._arithmetic import Leaves
-    from torchopt._workspace import Workspace
-    from torchopt.typing import OptState, Params, Scalar, ScalarOrSchedule, TensorTree
+from torchopt.optim._stateful import DerivedOptimizer
 
 __all__ = ["AdaMax", "Adamax", "MetaAdaMax", "MetaAdamax", "adamax", "scale_by_adamax"]
 
 
+@record(mu=moment("exp_avg"), nu=moment("exp_inf"), count=per_leaf("step"))
 class ScaleByAdamaxState(NamedTuple):
     """The state of :func:`scale_by_adamax`; every field changes in every step."""
 
@@ -45,7 +46,9 @@ class ScaleByAdamax(Rule):
         check_betas((self.b1, self.b2))
         check_non_negative("eps", self.eps)
 
-    def init(self, params: Params) -> OptState:
+    state_type = ScaleByAdamaxState
+
+    def init(self, params: Leaves, context: Context) -> Any:
         return ScaleByAdamaxState(
             mu=zeros_like(params, self.moment_requires_grad),
             nu=zeros_like(params, self.moment_requires_grad),
@@ -53,17 +56,22 @@ class ScaleByAdamax(Rule):
         )
 
     def update(
-        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
-    ) -> tuple[Direction, OptState]:
-        mu, nu, count = work.read(state, ScaleByAdamaxState)
-        grads = updates.materialize(work)
-        mu = work.reuse.ema(mu, grads, self.b1)
-        sizes = work.reuse.add(work.fresh.abs(grads), self.eps)
-        nu = work.reuse.maximum(work.reuse.mul(nu, self.b2), sizes)
-        count = work.reuse.add(count, 1)
-        (scale,) = work.per_step(count, lambda t: (1 / bias_correction(self.b1, t),))
-        direction = Direction(mu, nu, scale=scale, borrowed_roots=True)
-        return direction, work.write(state, mu, nu, count)
+        self, updates: FactoredUpdates, state: Any, context: Context
+    ) -> tuple[FactoredUpdates, Any]:
+        grads = updates.materialize(context)
+        mu = context.reuse.ema(state.mu, grads, self.b1)
+        sizes = context.reuse.add(context.fresh.abs(grads), self.eps)
+        nu = context.reuse.maximum(context.reuse.mul(state.nu, self.b2), sizes)
+        count = context.reuse.add(state.count, 1)
+        (scale,) = context.per_step(count, lambda t: (1 / bias_correction(self.b1, t),))
+        direction = FactoredUpdates(mu, nu, scale=scale, borrowed_roots=True)
+        return direction, ScaleByAdamaxState(mu, nu, count)
+
+    def formula(self) -> Formula | None:
+        if self.learned():
+            return None
+        b1, b2, eps = float(self.b1), float(self.b2), float(self.eps)
+        return Formula("adamax", lambda t: (b1, b2, eps, 1 / (1 - b1**t)), counted=True)
 
 
 def scale_by_adamax(
@@ -146,7 +154,7 @@ def adamax(
         Kingma, Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, Algorithm 2.
     """
     check_betas(betas)
-    return Descent(
+    return GradientStep(
         direction=ScaleByAdamax(*betas, eps, moment_requires_grad),
         lr=lr,
         weight_decay=weight_decay,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
 import optree
+import torch
 
-from torchopt.base import GradientTransformation, UninitializedState
-from torchopt.optim._faces import Implementation, gradients
+from torchopt._types import OptState, Params
+from torchopt.base import (
+    GradientTransformation,
+    RuleTransformation,
+    UninitializedState,
+    check_transformation,
+)
+from torchopt.optim._loss import gradients
 from torchopt.update import apply_updates
-
-if TYPE_CHECKING:
-    import torch
-
-    from torchopt.typing import OptState, Params
 
 __all__ = ["FuncOptimizer"]
 
@@ -36,18 +39,24 @@ class FuncOptimizer:
 
     def __init__(self, impl: GradientTransformation, *, inplace: bool = False) -> None:
         """Take the transformation; the state is made in the first step."""
-        Implementation(impl)
+        check_transformation(impl, "`impl`")
         if not isinstance(inplace, bool):
             raise TypeError(f"`inplace` must be a bool, got {inplace!r}")
         self.impl = impl
         self.inplace = inplace
         self.optim_state: OptState = UninitializedState()
 
-    def step(self, loss: torch.Tensor, params: Params, inplace: bool | None = None) -> Params:
+    def step(
+        self,
+        loss: torch.Tensor | Callable[[Params], torch.Tensor],
+        params: Params,
+        inplace: bool | None = None,
+    ) -> Params:
         """Return the parameters after one step down the gradient of ``loss``.
 
         Args:
-            loss: A scalar that depends on the parameters.
+            loss: A scalar that depends on the parameters; or a function from them to it, which
+                transformations that evaluate the loss again (`sam`, `lbfgs`) need.
             params: A tree of tensors; ``None`` and what ``loss`` does not depend on stay.
             inplace: Whether this step overwrites; the optimizer's choice by default.
 
@@ -57,13 +66,30 @@ class FuncOptimizer:
         """
         inplace = self.inplace if inplace is None else inplace
         leaves, spec = optree.tree_flatten(params, none_is_leaf=True)
-        grads = gradients(loss, leaves, "`params`", create_graph=not inplace)
+        extras: dict[str, Any] = {}
+        if not isinstance(loss, torch.Tensor) and callable(loss):
+            function = loss
+
+            def value_and_grad(moved: Params) -> tuple[torch.Tensor, Params]:
+                value = function(moved)
+                found = gradients(
+                    value,
+                    optree.tree_leaves(moved, none_is_leaf=True),
+                    "`params`",
+                    create_graph=not inplace,
+                )
+                return value, optree.tree_unflatten(spec, found)
+
+            loss, grads = value_and_grad(params)
+            if isinstance(self.impl, RuleTransformation):
+                extras = {"value": loss, "value_and_grad": value_and_grad}
+        else:
+            found = gradients(loss, leaves, "`params`", create_graph=not inplace)
+            grads = optree.tree_unflatten(spec, found)
         state = self.optim_state
         if isinstance(state, UninitializedState):
             state = self.impl.init(params)
-        updates, state = self.impl.update(
-            optree.tree_unflatten(spec, grads), state, params=params, inplace=inplace
-        )
+        updates, state = self.impl.update(grads, state, params=params, inplace=inplace, **extras)
         params = apply_updates(params, updates, inplace=inplace)
         self.optim_state = state
         return params

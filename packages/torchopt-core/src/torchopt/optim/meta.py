@@ -2,11 +2,19 @@
 
 from torchopt.optim._meta import MetaOptimizer
 from torchopt.optim.adadelta import MetaAdaDelta, MetaAdadelta
+from torchopt.optim.adafactor import MetaAdafactor
 from torchopt.optim.adagrad import MetaAdaGrad, MetaAdagrad
 from torchopt.optim.adam import MetaAdam, MetaAdamW
 from torchopt.optim.adamax import MetaAdaMax, MetaAdamax
+from torchopt.optim.lbfgs import MetaLBFGS
+from torchopt.optim.lion import MetaLion
+from torchopt.optim.lookahead import MetaLookahead
+from torchopt.optim.muon import MetaMuon
+from torchopt.optim.prodigy import MetaProdigy
 from torchopt.optim.radam import MetaRAdam
 from torchopt.optim.rmsprop import MetaRMSProp, MetaRMSprop
+from torchopt.optim.sam import MetaSAM
+from torchopt.optim.schedule_free import MetaScheduleFree
 from torchopt.optim.sgd import MetaSGD
 
 __all__ = [
@@ -14,13 +22,21 @@ __all__ = [
     "MetaAdaGrad",
     "MetaAdaMax",
     "MetaAdadelta",
+    "MetaAdafactor",
     "MetaAdagrad",
     "MetaAdam",
     "MetaAdamW",
     "MetaAdamax",
+    "MetaLBFGS",
+    "MetaLion",
+    "MetaLookahead",
+    "MetaMuon",
     "MetaOptimizer",
+    "MetaProdigy",
     "MetaRAdam",
     "MetaRMSProp",
     "MetaRMSprop",
+    "MetaSAM",
     "MetaSGD",
+    "MetaScheduleFree",
 ]

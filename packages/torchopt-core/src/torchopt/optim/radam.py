@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from torchopt._rule import Direction, Rule
+from torchopt._arithmetic import PerLeaf, is_number
+from torchopt._context import Context, beside_steps, bias_correction, counts_like, zeros_like
+from torchopt._factory import optimizer
+from torchopt._gradient_step import GradientStep
+from torchopt._rule import Rule
+from torchopt._state import moment, per_leaf, record
+from torchopt._types import Leaves, Scalar, ScalarOrSchedule, TensorTree
+from torchopt._updates import FactoredUpdates
 from torchopt._validate import check_betas, check_non_negative
-from torchopt._workspace import beside_steps, bias_correction, counts_like, zeros_like
 from torchopt.base import GradientTransformation, RuleTransformation
-from torchopt.optim._descent import Descent, optimizer
+from torchopt.kernels import Formula
 from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim.base import DerivedOptimizer
-
-if TYPE_CHECKING:
-    from torchopt._arithmetic import Leaves
-    from torchopt._workspace import Workspace
-    from torchopt.typing import OptState, Params, Scalar, ScalarOrSchedule, TensorTree
+from torchopt.optim._stateful import DerivedOptimizer
 
 __all__ = ["MetaRAdam", "RAdam", "radam", "scale_by_radam"]
 
 
+@record(mu=moment("exp_avg"), nu=moment("exp_avg_sq"), count=per_leaf("step"))
 class ScaleByRAdamState(NamedTuple):
     """The state of :func:`scale_by_radam`; every field changes in every step."""
 
@@ -47,7 +49,9 @@ class ScaleByRAdam(Rule):
         check_betas((self.b1, self.b2))
         check_non_negative("eps", self.eps)
 
-    def init(self, params: Params) -> OptState:
+    state_type = ScaleByRAdamState
+
+    def init(self, params: Leaves, context: Context) -> Any:
         return ScaleByRAdamState(
             mu=zeros_like(params, self.moment_requires_grad),
             nu=zeros_like(params, self.moment_requires_grad),
@@ -55,16 +59,28 @@ class ScaleByRAdam(Rule):
         )
 
     def update(
-        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
-    ) -> tuple[Direction, OptState]:
-        mu, nu, count = work.read(state, ScaleByRAdamState)
-        grads = updates.materialize(work)
-        mu = work.reuse.ema(mu, grads, self.b1)
-        nu = work.reuse.ema_square(nu, grads, self.b2)
-        count = work.reuse.add(count, 1)
-        slope, offset = work.per_step(count, self.corrections)
-        direction = Direction(mu, work.fresh.sqrt(nu), slope, offset)
-        return direction, work.write(state, mu, nu, count)
+        self, updates: FactoredUpdates, state: Any, context: Context
+    ) -> tuple[FactoredUpdates, Any]:
+        grads = updates.materialize(context)
+        mu = context.reuse.ema(state.mu, grads, self.b1)
+        nu = context.reuse.ema_square(state.nu, grads, self.b2)
+        count = context.reuse.add(state.count, 1)
+        slope, offset = context.per_step(count, self.corrections)
+        new = ScaleByRAdamState(mu, nu, count)
+        if isinstance(slope, PerLeaf):
+            # second moments that are not used yet may have overflowed: 0 * inf
+            used = slope.values != 0
+            roots = [torch.where(u, v, 1.0) for u, v in zip(used.to(nu[0].device), nu, strict=True)]
+            return FactoredUpdates(mu, context.fresh.sqrt(roots), slope, offset), new
+        if is_number(slope, 0.0):
+            return FactoredUpdates(mu, scale=1 / offset), new
+        return FactoredUpdates(mu, context.fresh.sqrt(nu), slope, offset), new
+
+    def formula(self) -> Formula | None:
+        if self.learned():
+            return None
+        b1, b2 = float(self.b1), float(self.b2)
+        return Formula("adam", lambda t: (b1, b2, 0.0, *self.corrections(t)), counted=True)
 
     def corrections(self, t: Any) -> tuple[Any, Any]:
         """Return ``(a, b)`` of the denominators ``a * sqrt(v) + b`` of ``m``."""
@@ -137,6 +153,7 @@ def radam(
     betas: tuple[Scalar, Scalar] = (0.9, 0.999),
     eps: Scalar = 1e-8,
     weight_decay: Scalar = 0.0,
+    decoupled_weight_decay: bool = False,
     *,
     moment_requires_grad: bool = False,
     maximize: bool = False,
@@ -155,6 +172,7 @@ def radam(
         betas: Decays :math:`(\beta_1, \beta_2)` of the moments, in [0, 1).
         eps: :math:`\epsilon \ge 0`.
         weight_decay: :math:`\lambda`, coupled to the gradient; needs ``params`` in ``update``.
+        decoupled_weight_decay: Whether the weight decay bypasses the direction, as in AdamW.
         moment_requires_grad: Whether the initial moments require gradients.
         maximize: Whether to ascend.
         use_accelerated_op: As in :func:`~torchopt.adam`.
@@ -175,10 +193,11 @@ def radam(
         Beyond", ICLR 2020, Algorithm 2.
     """
     check_betas(betas)
-    return Descent(
+    return GradientStep(
         direction=ScaleByRAdam(*betas, eps, moment_requires_grad),
         lr=lr,
         weight_decay=weight_decay,
+        decoupled=decoupled_weight_decay,
         maximize=maximize,
         use_accelerated_op=use_accelerated_op,
     )

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from torchopt._rule import Direction, Rule
+from torchopt._chain import Chain
+from torchopt._context import Context, counts_like, filled_like, zeros_like
+from torchopt._factory import optimizer
+from torchopt._gradient_step import GradientStep
+from torchopt._rule import Rule
+from torchopt._state import moment, per_leaf, record
+from torchopt._types import Leaves, Scalar, ScalarOrSchedule, TensorTree
+from torchopt._updates import FactoredUpdates
 from torchopt._validate import check_non_negative, check_unit_interval
-from torchopt._workspace import filled_like, zeros_like
-from torchopt.base import Chain, GradientTransformation, RuleTransformation, identity
-from torchopt.optim._descent import Descent, optimizer
+from torchopt.base import GradientTransformation, RuleTransformation
+from torchopt.kernels import Formula
 from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim.base import DerivedOptimizer
+from torchopt.optim._stateful import DerivedOptimizer
 from torchopt.optim.sgd import Trace
-
-if TYPE_CHECKING:
-    from torchopt._arithmetic import Leaves
-    from torchopt._workspace import Workspace
-    from torchopt.typing import OptState, Params, Scalar, ScalarOrSchedule, TensorTree
 
 __all__ = [
     "MetaRMSProp",
@@ -32,13 +33,17 @@ __all__ = [
 ]
 
 
+@record(nu=moment("square_avg"), count=per_leaf("step"))
 class ScaleByRmsState(NamedTuple):
     """The state of :func:`scale_by_rms`."""
 
     # moving averages of the squared gradients, a tree like the parameters; changes in every step
     nu: TensorTree
+    # steps taken by each leaf (0-dim int64)
+    count: TensorTree
 
 
+@record(mu=moment("grad_avg"), nu=moment("square_avg"), count=per_leaf("step"))
 class ScaleByRStdDevState(NamedTuple):
     """The state of :func:`scale_by_stddev`; every field changes in every step."""
 
@@ -46,6 +51,8 @@ class ScaleByRStdDevState(NamedTuple):
     mu: TensorTree
     # moving averages of the squared gradients, a tree like the parameters
     nu: TensorTree
+    # steps taken by each leaf (0-dim int64)
+    count: TensorTree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,17 +68,24 @@ class ScaleByRms(Rule):
         check_non_negative("eps", self.eps)
         check_non_negative("initial_scale", self.initial_scale)
 
-    def init(self, params: Params) -> OptState:
-        return ScaleByRmsState(nu=filled_like(params, self.initial_scale))
+    state_type = ScaleByRmsState
+
+    def init(self, params: Leaves, context: Context) -> Any:
+        return ScaleByRmsState(filled_like(params, self.initial_scale), counts_like(params))
 
     def update(
-        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
-    ) -> tuple[Direction, OptState]:
-        (nu,) = work.read(state, ScaleByRmsState)
-        grads = updates.materialize(work)
-        nu = work.reuse.ema_square(nu, grads, self.alpha)
-        direction = Direction(grads, work.fresh.sqrt(nu), offset=self.eps)
-        return direction, work.write(state, nu)
+        self, updates: FactoredUpdates, state: Any, context: Context
+    ) -> tuple[FactoredUpdates, Any]:
+        grads = updates.materialize(context)
+        nu = context.reuse.ema_square(state.nu, grads, self.alpha)
+        direction = FactoredUpdates(grads, context.fresh.sqrt(nu), offset=self.eps)
+        return direction, ScaleByRmsState(nu, context.reuse.add(state.count, 1))
+
+    def formula(self) -> Formula | None:
+        if self.learned():
+            return None
+        alpha, eps = float(self.alpha), float(self.eps)
+        return Formula("rmsprop", lambda t: (alpha, eps), counted=False)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,22 +101,31 @@ class ScaleByStdDev(Rule):
         check_non_negative("eps", self.eps)
         check_non_negative("initial_scale", self.initial_scale)
 
-    def init(self, params: Params) -> OptState:
+    state_type = ScaleByRStdDevState
+
+    def init(self, params: Leaves, context: Context) -> Any:
         return ScaleByRStdDevState(
-            mu=zeros_like(params), nu=filled_like(params, self.initial_scale)
+            mu=zeros_like(params),
+            nu=filled_like(params, self.initial_scale),
+            count=counts_like(params),
         )
 
     def update(
-        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
-    ) -> tuple[Direction, OptState]:
-        mu, nu = work.read(state, ScaleByRStdDevState)
-        grads = updates.materialize(work)
-        mu = work.reuse.ema(mu, grads, self.alpha)
-        nu = work.reuse.ema_square(nu, grads, self.alpha)
+        self, updates: FactoredUpdates, state: Any, context: Context
+    ) -> tuple[FactoredUpdates, Any]:
+        grads = updates.materialize(context)
+        mu = context.reuse.ema(state.mu, grads, self.alpha)
+        nu = context.reuse.ema_square(state.nu, grads, self.alpha)
         # rounding may leave a variance of zero slightly negative
-        variances = work.reuse.clamp_min(work.fresh.addcmul(nu, mu, mu, value=-1.0), 0.0)
-        direction = Direction(grads, work.reuse.sqrt(variances), offset=self.eps)
-        return direction, work.write(state, mu, nu)
+        variances = context.reuse.clamp_min(context.fresh.addcmul(nu, mu, mu, value=-1.0), 0.0)
+        direction = FactoredUpdates(grads, context.reuse.sqrt(variances), offset=self.eps)
+        return direction, ScaleByRStdDevState(mu, nu, context.reuse.add(state.count, 1))
+
+    def formula(self) -> Formula | None:
+        if self.learned():
+            return None
+        alpha, eps = float(self.alpha), float(self.eps)
+        return Formula("centered_rmsprop", lambda t: (alpha, eps), counted=False)
 
 
 def scale_by_rms(
@@ -223,11 +246,11 @@ def rmsprop(
         Graves, arXiv:1308.0850, for the centered form.
     """
     direction: Rule = (ScaleByStdDev if centered else ScaleByRms)(alpha, eps, initial_scale)
-    buffer: Rule = Trace(momentum, 0.0, nesterov, moment_requires_grad=False)
-    if not isinstance(momentum, torch.Tensor) and momentum == 0:
-        buffer = identity().rule
-    return Descent(
-        direction=Chain((direction, buffer)),
+    if isinstance(momentum, torch.Tensor) or momentum != 0 or nesterov:
+        buffer = Trace(momentum, 0.0, nesterov, moment_requires_grad=False)
+        direction = Chain((direction, buffer))
+    return GradientStep(
+        direction=direction,
         lr=lr,
         weight_decay=weight_decay,
         maximize=maximize,

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import optree
 import torch
 
-from torchopt._rule import Direction, Rule
+from torchopt._chain import Identity
+from torchopt._context import Context, beside_steps, counts_like, zeros_like
+from torchopt._factory import optimizer
+from torchopt._gradient_step import GradientStep
+from torchopt._rule import Rule
+from torchopt._state import moment, per_leaf, record
+from torchopt._types import Leaves, Scalar, ScalarOrSchedule, TensorTree
+from torchopt._updates import FactoredUpdates
 from torchopt._validate import check_non_negative
-from torchopt._workspace import beside_steps, counts_like, zeros_like
-from torchopt.base import EmptyState, GradientTransformation, RuleTransformation, identity
-from torchopt.optim._descent import Descent, optimizer
+from torchopt.base import GradientTransformation, RuleTransformation
+from torchopt.kernels import Formula
 from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim.base import DerivedOptimizer
-
-if TYPE_CHECKING:
-    from torchopt._arithmetic import Leaves
-    from torchopt._workspace import Workspace
-    from torchopt.typing import OptState, Params, Scalar, ScalarOrSchedule, TensorTree
+from torchopt.optim._stateful import DerivedOptimizer
 
 __all__ = ["SGD", "MetaSGD", "sgd", "trace"]
 
 
+@record(trace=moment("momentum_buffer"))
 class TraceState(NamedTuple):
     """The state of :func:`trace`."""
 
@@ -31,6 +32,7 @@ class TraceState(NamedTuple):
     trace: TensorTree
 
 
+@record(trace=moment("momentum_buffer"), count=per_leaf("step", missing=1))
 class DampenedTraceState(NamedTuple):
     """The state of :func:`trace` with dampening, which does not apply to the first step."""
 
@@ -62,47 +64,48 @@ class Trace(Rule):
     def _is_zero(value: Scalar) -> bool:
         return not isinstance(value, torch.Tensor) and value == 0
 
-    def init(self, params: Params) -> OptState:
+    @property
+    def state_type(self) -> type:
+        return TraceState if self._is_zero(self.dampening) else DampenedTraceState
+
+    def init(self, params: Leaves, context: Context) -> Any:
         buffer = zeros_like(params, self.moment_requires_grad)
         if self._is_zero(self.dampening):
             return TraceState(trace=buffer)
         return DampenedTraceState(trace=buffer, count=counts_like(params))
 
-    def adopt(self, state: Any, params: Params) -> OptState:
-        fresh = self.init(params)
-        if isinstance(state, EmptyState):
-            return fresh
-        if isinstance(state, TraceState) and isinstance(fresh, DampenedTraceState):
-            # the buffer has begun, so dampening applies from now on
-            begun = optree.tree_map(torch.ones_like, fresh.count)
-            return DampenedTraceState(trace=state.trace, count=begun)
-        if isinstance(state, DampenedTraceState) and isinstance(fresh, TraceState):
-            return TraceState(trace=state.trace)
-        return state
-
     def update(
-        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
-    ) -> tuple[Direction, OptState]:
+        self, updates: FactoredUpdates, state: Any, context: Context
+    ) -> tuple[FactoredUpdates, Any]:
         if self.nesterov:  # needs the updates twice
-            updates = Direction(updates.materialize(work))
+            updates = FactoredUpdates(updates.materialize(context))
         if self._is_zero(self.dampening):
-            (buffer,) = work.read(state, TraceState)
-            buffer = updates.add_to(work.reuse.mul(buffer, self.momentum), work)
-            state = work.write(state, buffer)
+            buffer = updates.add_to(context.reuse.mul(state.trace, self.momentum), context)
+            new: Any = TraceState(buffer)
         else:
-            buffer, count = work.read(state, DampenedTraceState)
-            (share,) = work.per_step(count, self.share)
-            buffer = work.reuse.mul(buffer, self.momentum)
-            buffer = updates.scaled(share).add_to(buffer, work)
-            state = work.write(state, buffer, work.reuse.add(count, 1))
+            (share,) = context.per_step(state.count, self.share)
+            buffer = context.reuse.mul(state.trace, self.momentum)
+            buffer = updates.scaled(share).add_to(buffer, context)
+            new = DampenedTraceState(buffer, context.reuse.add(state.count, 1))
         if self.nesterov:
-            ahead = updates.add_to(work.fresh.mul(buffer, self.momentum), work)
-            return Direction(ahead, borrowed=False), state
-        return Direction(buffer), state
+            ahead = updates.add_to(context.fresh.mul(buffer, self.momentum), context)
+            return FactoredUpdates(ahead, borrowed=False), new
+        return FactoredUpdates(buffer), new
+
+    def formula(self) -> Formula | None:
+        if self.learned():
+            return None
+        momentum, dampening = float(self.momentum), float(self.dampening)
+        look = (1.0, momentum) if self.nesterov else (0.0, 1.0)
+
+        def coefficients(t: int) -> tuple[float, ...]:
+            return momentum, 1.0 if t <= 1 else 1.0 - dampening, *look
+
+        return Formula("momentum", coefficients, counted=dampening != 0)
 
     def share(self, t: Any) -> tuple[Any]:
         """Return the weight of the gradient, which is 1 in the first step."""
-        t = torch.as_tensor(t, dtype=torch.float64)
+        t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
         return (1 - beside_steps(self.dampening) * t.clamp(max=1),)
 
 
@@ -190,8 +193,8 @@ def sgd(
     """
     buffer = Trace(momentum, dampening, nesterov, moment_requires_grad)
     plain = not isinstance(momentum, torch.Tensor) and momentum == 0
-    return Descent(
-        direction=identity().rule if plain else buffer,
+    return GradientStep(
+        direction=Identity() if plain else buffer,
         lr=lr,
         weight_decay=weight_decay,
         maximize=maximize,

@@ -5,18 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from torchopt._extensions import attributes
+from torchopt._masked import masked
+from torchopt._partition import partition
 from torchopt.clip import clip_by_global_norm, clip_by_value, clip_grad_norm
 from torchopt.hook import register_hook
 from torchopt.optim.adadelta import scale_by_adadelta
 from torchopt.optim.adagrad import scale_by_rss
 from torchopt.optim.adam import scale_by_adam
 from torchopt.optim.adamax import scale_by_adamax
+from torchopt.optim.lion import scale_by_lion
 from torchopt.optim.radam import scale_by_radam
 from torchopt.optim.rmsprop import scale_by_rms, scale_by_stddev
 from torchopt.optim.sgd import trace
 from torchopt.transform._elementary import (
     add_decayed_weights,
-    masked,
     nan_to_num,
     scale,
     scale_by_schedule,
@@ -29,11 +31,13 @@ __all__ = [
     "clip_grad_norm",
     "masked",
     "nan_to_num",
+    "partition",
     "register_hook",
     "scale",
     "scale_by_adadelta",
     "scale_by_adam",
     "scale_by_adamax",
+    "scale_by_lion",
     "scale_by_radam",
     "scale_by_rms",
     "scale_by_rss",

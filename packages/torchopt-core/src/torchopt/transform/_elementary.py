@@ -5,29 +5,30 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import optree
 import torch
 
-from torchopt._mask import mask_positions, resolve_mask
-from torchopt._rule import Direction, Rule
-from torchopt._validate import check_non_negative, is_scalar_tensor
+from torchopt._arithmetic import Operand
+from torchopt._context import Context
+from torchopt._gradient_step import (
+    ScaleByScheduleState,
+    add_decayed,
+    chosen_leaves,
+    first_count,
+)
+from torchopt._rule import Rule
+from torchopt._types import Leaves, Params, Scalar, Schedule, TensorTree
+from torchopt._updates import FactoredUpdates
+from torchopt._validate import check_non_negative, check_rate, is_scalar_tensor
 from torchopt.base import (
     EmptyState,
     GradientTransformation,
     RuleTransformation,
-    as_rule,
-    check_transformation,
 )
-from torchopt.optim._descent import ScaleByScheduleState, add_decayed
 
-if TYPE_CHECKING:
-    from torchopt._arithmetic import Leaves
-    from torchopt._workspace import Workspace
-    from torchopt.typing import OptState, Params, Scalar, Schedule, TensorTree
-
-__all__ = ["add_decayed_weights", "masked", "nan_to_num", "scale", "scale_by_schedule"]
+__all__ = ["add_decayed_weights", "nan_to_num", "scale", "scale_by_schedule"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,22 +46,19 @@ class _Scale(Rule):
         if any(isinstance(x, float) and not math.isfinite(x) for x in leaves):
             raise ValueError(f"`step_size` must be finite, got {self.step_size}")
 
-    @property
-    def may_raise(self) -> bool:
-        """Whether it is a tree, which may not match the parameters'."""
-        return not isinstance(self.step_size, (int, float)) and not is_scalar_tensor(self.step_size)
-
-    def init(self, params: Params) -> OptState:
+    def init(self, params: Leaves, context: Context) -> EmptyState:
         return EmptyState()
 
+    def prepare(self, state: Any, context: Context) -> Operand:
+        """Return the factor, or one for each leaf."""
+        if isinstance(self.step_size, (int, float)) or is_scalar_tensor(self.step_size):
+            return self.step_size
+        return context.factors(self.step_size, "step_size", context.like or [])
+
     def update(
-        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
-    ) -> tuple[Direction, OptState]:
-        if self.may_raise:
-            return updates.scaled(
-                work.factors(self.step_size, "step_size", updates.numerators)
-            ), state
-        return updates.scaled(self.step_size), state
+        self, updates: FactoredUpdates, state: Any, context: Context
+    ) -> tuple[FactoredUpdates, Any]:
+        return updates.scaled(context.plan), state
 
 
 def scale(step_size: Scalar | TensorTree) -> GradientTransformation:
@@ -87,23 +85,22 @@ class _ScaleBySchedule(Rule):
         if not callable(self.step_size_fn):
             raise TypeError(f"`step_size_fn` must be callable, got {self.step_size_fn!r}")
 
-    @property
-    def may_raise(self) -> bool:
-        return True
+    state_type = ScaleByScheduleState
 
-    def init(self, params: Params) -> OptState:
-        return ScaleByScheduleState(count=torch.zeros((), dtype=torch.int64))
+    def init(self, params: Leaves, context: Context) -> ScaleByScheduleState:
+        return first_count()
+
+    def prepare(self, state: Any, context: Context) -> Any:
+        return check_rate("`step_size_fn`", self.step_size_fn(state.count)), state.count + 1
+
+    def rate(self, context: Context) -> Operand:
+        return context.plan[0]
 
     def update(
-        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
-    ) -> tuple[Direction, OptState]:
-        if not isinstance(state, ScaleByScheduleState):
-            raise TypeError(
-                "the state belongs to another transformation: expected ScaleByScheduleState, "
-                f"got {type(state).__name__}"
-            )
-        scaled = updates.scaled(self.step_size_fn(state.count))
-        return scaled, ScaleByScheduleState(count=state.count + 1)
+        self, updates: FactoredUpdates, state: Any, context: Context
+    ) -> tuple[FactoredUpdates, Any]:
+        factor, count = context.plan
+        return updates.scaled(factor), ScaleByScheduleState(count)
 
 
 def scale_by_schedule(step_size_fn: Schedule) -> GradientTransformation:
@@ -133,18 +130,17 @@ class _AddDecayedWeights(Rule):
     def __post_init__(self) -> None:
         check_non_negative("weight_decay", self.weight_decay)
 
-    @property
-    def may_raise(self) -> bool:
-        return self.mask is not None
-
-    def init(self, params: Params) -> OptState:
+    def init(self, params: Leaves, context: Context) -> EmptyState:
         return EmptyState()
 
+    def prepare(self, state: Any, context: Context) -> Any:
+        return chosen_leaves(self.mask, context)
+
     def update(
-        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
-    ) -> tuple[Direction, OptState]:
-        leaves = updates.materialize(work)
-        return Direction(add_decayed(leaves, params, self.weight_decay, self.mask, work)), state
+        self, updates: FactoredUpdates, state: Any, context: Context
+    ) -> tuple[FactoredUpdates, Any]:
+        leaves = updates.materialize(context)
+        return FactoredUpdates(add_decayed(leaves, self.weight_decay, context.plan, context)), state
 
 
 def add_decayed_weights(
@@ -171,99 +167,23 @@ def add_decayed_weights(
     return RuleTransformation(_AddDecayedWeights(weight_decay, mask))
 
 
-class MaskedState(NamedTuple):
-    """The state of :func:`masked`."""
-
-    # the inner state, with None for the leaves that are masked out
-    inner_state: OptState
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Masked(Rule):
-    inner: Rule
-    mask: Any
-
-    @property
-    def may_raise(self) -> bool:
-        return True
-
-    def children(self) -> tuple[Rule, ...]:
-        return (self.inner,)
-
-    def init(self, params: Params) -> OptState:
-        if self.mask is None:
-            return MaskedState(self.inner.init(params))
-        mask = self.mask(params) if callable(self.mask) else self.mask
-        leaves, spec = optree.tree_flatten(params, none_is_leaf=True)
-        selected = resolve_mask(mask, spec)
-        kept = [x if keep else None for x, keep in zip(leaves, selected, strict=True)]
-        return MaskedState(self.inner.init(optree.tree_unflatten(spec, kept)))
-
-    def update(
-        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
-    ) -> tuple[Direction, OptState]:
-        if not isinstance(state, MaskedState):
-            raise TypeError(
-                "the state belongs to another transformation: expected MaskedState, "
-                f"got {type(state).__name__}"
-            )
-        leaves = list(updates.owned(work))
-        chosen = mask_positions(self.mask, params if params is not None else leaves, work)
-        if not chosen:
-            return Direction(leaves, borrowed=False), state
-        inner_work = work.restrict(chosen)
-        direction, inner_state = self.inner.update(
-            Direction([leaves[k] for k in chosen]),
-            state.inner_state,
-            None if params is None else [params[k] for k in chosen],
-            inner_work,
-        )
-        for k, x in zip(chosen, direction.owned(inner_work), strict=True):
-            leaves[k] = x
-        return Direction(leaves, borrowed=False), MaskedState(inner_state)
-
-
-def masked(
-    inner: GradientTransformation, mask: Any | Callable[[Params], Any] | None = None
-) -> GradientTransformation:
-    """Apply a transformation to some leaves; the others pass through, and have no state.
-
-    Args:
-        inner: The transformation.
-        mask: The leaves it applies to: a tree of bools (or a prefix of it), or a function from the
-            tree of parameters (of updates, where ``update`` has no ``params``) to one; all by
-            default.
-
-    Example:
-        >>> import torch, torchopt
-        >>> freeze = torchopt.transform.masked(
-        ...     torchopt.transform.scale(0.0), {"a": True, "b": False}
-        ... )
-        >>> params = {"a": torch.ones(1), "b": torch.ones(1)}
-        >>> freeze.update({"a": torch.ones(1), "b": torch.ones(1)}, freeze.init(params))[0]
-        {'a': tensor([0.]), 'b': tensor([1.])}
-    """
-    check_transformation(inner, "`inner`")
-    return RuleTransformation(_Masked(as_rule(inner), mask))
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class _NanToNum(Rule):
     nan: float
     posinf: float | None
     neginf: float | None
 
-    def init(self, params: Params) -> OptState:
+    def init(self, params: Leaves, context: Context) -> EmptyState:
         return EmptyState()
 
     def update(
-        self, updates: Direction, state: Any, params: Leaves | None, work: Workspace
-    ) -> tuple[Direction, OptState]:
+        self, updates: FactoredUpdates, state: Any, context: Context
+    ) -> tuple[FactoredUpdates, Any]:
         cleaned = [
             torch.nan_to_num(g, nan=self.nan, posinf=self.posinf, neginf=self.neginf)
-            for g in updates.materialize(work)
+            for g in updates.materialize(context)
         ]
-        return Direction(cleaned, borrowed=False), state
+        return FactoredUpdates(cleaned, borrowed=False), state
 
 
 def nan_to_num(

@@ -1,0 +1,403 @@
+"""The optimizer around a direction: sign, weight decay, learning rate."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import optree
+import torch
+from torch.autograd import forward_ad
+
+from torchopt import _extensions, kernels
+from torchopt._arithmetic import Operand, pick, product
+from torchopt._chain import Chain, prepare, update
+from torchopt._context import Context, is_eager
+from torchopt._mask import mask_positions
+from torchopt._rule import Rule
+from torchopt._state import EmptyState, Kind, fields_of, record, shared
+from torchopt._types import Leaves, Scalar, ScalarOrSchedule, TensorTree
+from torchopt._updates import FactoredUpdates
+from torchopt._validate import (
+    check_learning_rate,
+    check_non_negative,
+    check_rate,
+    is_scalar_tensor,
+    is_schedule,
+)
+
+__all__ = ["GradientStep", "ScaleByScheduleState", "add_decayed", "list_structure"]
+
+
+@record(count=shared("schedule_step"))
+class ScaleByScheduleState(NamedTuple):
+    """The state of a schedule."""
+
+    # updates made so far (0-dim int64, on the CPU)
+    count: TensorTree
+
+
+def first_count() -> ScaleByScheduleState:
+    """Return the state of a schedule before the first step."""
+    return ScaleByScheduleState(count=torch.zeros((), dtype=torch.int64, device="cpu"))
+
+
+def list_structure(length: int) -> optree.PyTreeSpec:
+    """Return the tree structure of a list of leaves."""
+    return optree.tree_structure([0] * length, none_is_leaf=True)  # type: ignore[arg-type]
+
+
+def add_decayed(
+    leaves: Leaves,
+    weight_decay: Operand,
+    chosen: tuple[int, ...] | None,
+    context: Context,
+) -> Leaves:
+    """Return ``leaves + weight_decay * params``, for the chosen leaves or all."""
+    params = context.params
+    assert params is not None
+    if chosen is None:
+        return context.fresh.add_scaled(leaves, params, weight_decay)
+    if not chosen:
+        return leaves
+    decayed = context.fresh.add_scaled(
+        [leaves[k] for k in chosen], [params[k] for k in chosen], pick(weight_decay, chosen)
+    )
+    result = list(leaves)
+    for k, x in zip(chosen, decayed, strict=True):
+        result[k] = x
+    return result
+
+
+def chosen_leaves(mask: Any, context: Context) -> tuple[int, ...] | None:
+    """Return the positions of the leaves that decay, None for all; the parameters are needed."""
+    if context.params is None:
+        raise ValueError("`weight_decay` needs the parameters: pass `params=` to `update`")
+    return None if mask is None else tuple(mask_positions(mask, context))
+
+
+class _Plan(NamedTuple):
+    rate: Operand
+    next_rate: EmptyState | ScaleByScheduleState
+    # the positions of the leaves that decay; None for all
+    decays: tuple[int, ...] | None
+    # the plan of the direction
+    direction: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GradientStep(Rule):
+    r"""A step along a direction, :math:`\theta \leftarrow \theta - \eta \, d(g)`.
+
+    With :math:`g` the gradient (negated to maximize), coupled weight decay :math:`\lambda` gives
+    :math:`d(g + \lambda\theta)`, decoupled weight decay :math:`d(g) + \lambda\theta`.
+    """
+
+    #: How gradients become a direction.
+    direction: Rule
+    lr: ScalarOrSchedule | TensorTree
+    weight_decay: Scalar = 0.0
+    #: Whether the weight decay bypasses the direction (AdamW).
+    decoupled: bool = False
+    #: The leaves that decay; all by default.
+    mask: Any = None
+    maximize: bool = False
+    #: ``True`` insists on a kernel, ``None`` takes one where there is one.
+    use_accelerated_op: bool | None = None
+
+    state_type = object
+
+    def __post_init__(self) -> None:
+        check_learning_rate(self.lr)
+        check_non_negative("weight_decay", self.weight_decay)
+        if self.use_accelerated_op:
+            _extensions.require("torchopt.accelerated_op")
+
+    def children(self) -> tuple[Rule, ...]:
+        return (self.direction,)
+
+    def init(self, params: Leaves, context: Context) -> Any:
+        rate = first_count() if is_schedule(self.lr) else EmptyState()
+        return self.direction.init(params, context), rate
+
+    def map_state(self, function: Callable[..., Any], state: Any, *others: Any) -> Any:
+        if not isinstance(state, tuple) or len(state) != 2:
+            raise TypeError(
+                "the state belongs to another transformation: expected the pair (state of the "
+                f"direction, state of the learning rate), got {type(state).__name__}"
+            )
+        direction = self.direction.map_state(function, state[0], *[x[0] for x in others])
+        if not is_schedule(self.lr):
+            return direction, EmptyState()
+        if type(state[1]) is not ScaleByScheduleState:
+            raise TypeError(
+                "the state belongs to another transformation: expected ScaleByScheduleState, got "
+                f"{type(state[1]).__name__}"
+            )
+        (field,) = fields_of(ScaleByScheduleState)
+        count = function(field, state[1].count, *[x[1].count for x in others])
+        return direction, ScaleByScheduleState(count)
+
+    def prepare(self, state: Any, context: Context) -> _Plan:
+        rate, next_rate = self._rate(state[1], context)
+        direction = prepare(self.direction, state[0], context._replace(lr=rate))
+        decays = chosen_leaves(self.mask, context) if self._decays else None
+        return _Plan(rate, next_rate, decays, direction)
+
+    def rate(self, context: Context) -> Operand | None:
+        plan: _Plan = context.plan
+        return plan.rate
+
+    def _rate(
+        self, state: Any, context: Context
+    ) -> tuple[Operand, EmptyState | ScaleByScheduleState]:
+        """Return the learning rate, and the next state of its schedule."""
+        if isinstance(self.lr, (int, float)) or is_scalar_tensor(self.lr):
+            return self.lr, state
+        if not is_schedule(self.lr):
+            return context.factors(self.lr, "lr", context.like or []), state
+        rate = check_rate("the schedule of `lr`", self.lr(state.count))
+        return rate, ScaleByScheduleState(count=state.count + 1)
+
+    def update(
+        self, updates: FactoredUpdates, state: Any, context: Context
+    ) -> tuple[FactoredUpdates, Any]:
+        plan: _Plan = context.plan
+        if self._asks_kernel():
+            rate = _as_number(plan.rate)
+            # a learned rate multiplies the direction; so does decoupled decay then
+            found = self._ask_kernel(updates, state[0], context, rate, keep=0.0)
+            if not isinstance(found, FactoredUpdates):
+                leaves, new = found
+                result = FactoredUpdates(leaves, borrowed=False)
+                if rate is None:
+                    result = self._scale_and_decay(result, context)
+                return result, (new, plan.next_rate)
+            updates = found
+        result, new = self._direct(updates, state[0], context)
+        return self._scale_and_decay(result, context), (new, plan.next_rate)
+
+    def step(self, updates: FactoredUpdates, state: Any, context: Context) -> tuple[Leaves, Any]:
+        plan: _Plan = context.plan
+        assert context.params is not None
+        if self._asks_kernel():
+            rate = _as_number(plan.rate)
+            keep = 0.0 if rate is None else 1.0
+            found = self._ask_kernel(updates, state[0], context, rate, keep)
+            if not isinstance(found, FactoredUpdates):
+                leaves, new = found
+                if rate is None:
+                    leaves = self._apply(FactoredUpdates(leaves, borrowed=False), context)
+                return leaves, (new, plan.next_rate)
+            updates = found
+        result, new = self._direct(updates, state[0], context)
+        return self._apply(result, context), (new, plan.next_rate)
+
+    @property
+    def _decays(self) -> bool:
+        return isinstance(self.weight_decay, torch.Tensor) or self.weight_decay != 0
+
+    def _direct(
+        self, updates: FactoredUpdates, state: Any, context: Context
+    ) -> tuple[FactoredUpdates, Any]:
+        """Return the direction, of gradients that decay if that is coupled."""
+        plan: _Plan = context.plan
+        if self.maximize:
+            updates = updates.scaled(-1.0)
+        if self._decays and not self.decoupled:
+            leaves = updates.materialize(context)
+            updates = FactoredUpdates(add_decayed(leaves, self.weight_decay, plan.decays, context))
+        own = context._replace(lr=plan.rate, plan=plan.direction)
+        return update(self.direction, updates, state, own)
+
+    def _scale_and_decay(self, direction: FactoredUpdates, context: Context) -> FactoredUpdates:
+        """Return the updates."""
+        plan: _Plan = context.plan
+        updates = direction.scaled(self._factor(plan))
+        if not (self._decays and self.decoupled):
+            return updates
+        factor = product(product(plan.rate, -1.0), self.weight_decay)
+        leaves = add_decayed(updates.materialize(context), factor, plan.decays, context)
+        return FactoredUpdates(leaves, borrowed=False)
+
+    def _apply(self, direction: FactoredUpdates, context: Context) -> Leaves:
+        """Return the next parameters."""
+        plan: _Plan = context.plan
+        params = context.params
+        assert params is not None
+        if self._decays and self.decoupled:
+            params = self._shrunk(params, plan, context)
+        return direction.scaled(self._factor(plan)).add_to(params, context)
+
+    def _factor(self, plan: _Plan) -> Operand:
+        return -1.0 if self.direction.absorbs_rate else product(plan.rate, -1.0)
+
+    def _shrunk(self, params: Leaves, plan: _Plan, context: Context) -> Leaves:
+        """Return ``params * (1 - rate * weight_decay)`` for the leaves that decay."""
+        chosen = range(len(params)) if plan.decays is None else plan.decays
+        if not chosen:
+            return params
+        factor: Any = pick(product(product(plan.rate, -1.0), self.weight_decay), chosen)
+        factor = [1 + x for x in factor] if isinstance(factor, list) else 1 + factor
+        shrunk = context.reuse.mul([params[k] for k in chosen], factor)
+        result = list(params)
+        for k, x in zip(chosen, shrunk, strict=True):
+            result[k] = x
+        return result
+
+    @functools.cached_property
+    def _kernel(self) -> kernels.Kernel | None:
+        """What takes the steps in `torchopt-accel`; None without one."""
+        if self.use_accelerated_op is False:
+            return None
+        provider = _extensions.kernel_provider()
+        reason = None
+        if provider is None:
+            reason = "torchopt-accel offers its kernels by another version of the protocol"
+        elif isinstance(self.weight_decay, torch.Tensor):
+            reason = "its weight decay is a tensor"
+        elif self.direction.learned():
+            reason = "its hyperparameters are tensors, other than the learning rate"
+        elif (formula := self.direction.formula()) is None:
+            reason = f"there is no kernel for {type(self.direction).__name__}"
+        else:
+            try:
+                return provider.kernel(formula)
+            except kernels.NotCoveredError as error:
+                reason = str(error)
+        if self.use_accelerated_op:
+            raise kernels.NotCoveredError(_refusal(reason))
+        return None
+
+    @functools.cached_property
+    def _composite(self) -> Callable[..., tuple[Leaves, list[Leaves]]]:
+        template = self.direction.init([], Context(list_structure(0)))
+        return functools.partial(_composite, self.direction, template)
+
+    def require_kernel(self) -> None:
+        """Raise if kernels are insisted on, and there is none for the direction.
+
+        Raises:
+            NotCoveredError: With the reason.
+        """
+        _ = self._kernel
+
+    def _asks_kernel(self) -> bool:
+        """Return whether to ask a kernel; a compiler that traces would not see into it."""
+        if torch.compiler.is_compiling() and not self.use_accelerated_op:
+            return False
+        return self._kernel is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields: a kernel stays where it is."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def _ask_kernel(
+        self,
+        updates: FactoredUpdates,
+        state: Any,
+        context: Context,
+        rate: float | None,
+        keep: float,
+    ) -> tuple[Leaves, Any] | FactoredUpdates:
+        """Return what the kernel makes of the step, or the updates where it does not cover it."""
+        kernel, plan = self._kernel, context.plan
+        assert kernel is not None
+        scale = _as_number(updates.scale) if updates.roots is None else None
+        if scale is None:
+            updates = FactoredUpdates(updates.materialize(context))
+            scale = 1.0
+        moments, counts = _take_apart(state, isinstance(self.direction, Chain))
+        decay: Any = self.weight_decay
+        request = kernels.Request(
+            gradients=updates.numerators,
+            parameters=context.params,
+            moments=moments,
+            counts=counts,
+            scale=-scale if self.maximize else scale,
+            weight_decay=decay,
+            decoupled=self.decoupled,
+            decays=plan.decays,
+            rate=rate,
+            keep=keep,
+            inplace=context.inplace,
+            insist=bool(self.use_accelerated_op),
+            composite=self._composite,
+        )
+        try:
+            result = kernel.step(request)
+        except kernels.NotCoveredError as error:
+            if self.use_accelerated_op:
+                raise kernels.NotCoveredError(_refusal(str(error))) from error
+            return updates
+        if context.inplace:
+            return result.leaves, state
+        return result.leaves, _assemble(
+            state, isinstance(self.direction, Chain), result.moments, result.counts
+        )
+
+
+def _refusal(reason: str) -> str:
+    return (
+        f"`use_accelerated_op=True`, but {reason}; with `use_accelerated_op=None` the optimizer "
+        "takes the compiled step where it can, and an equal one elsewhere"
+    )
+
+
+def _take_apart(state: Any, is_chain: bool) -> tuple[list[Leaves], Leaves | None]:
+    """Return the moments and the step counts in a state."""
+    moments: list[Leaves] = []
+    counts: Leaves | None = None
+    for part in state if is_chain else (state,):
+        for field, value in zip(fields_of(type(part)), part, strict=True):
+            if field.kind is Kind.MOMENT:
+                moments.append(value)
+            else:
+                counts = value
+    return moments, counts
+
+
+def _assemble(state: Any, is_chain: bool, moments: list[Leaves], counts: Leaves | None) -> Any:
+    """Return a state like ``state`` with other moments and step counts."""
+    remaining = iter(moments)
+    parts = [
+        type(part)(
+            *[
+                next(remaining) if field.kind is Kind.MOMENT else counts
+                for field in fields_of(type(part))
+            ]
+        )
+        for part in (state if is_chain else (state,))
+    ]
+    return tuple(parts) if is_chain else parts[0]
+
+
+def _composite(
+    direction: Rule, state: Any, grads: Leaves, moments: list[Leaves], numbers: list[int]
+) -> tuple[Leaves, list[Leaves]]:
+    """Return direction and next moments; see :attr:`torchopt.kernels.Request.composite`."""
+    is_chain = isinstance(direction, Chain)
+    counts = [torch.tensor(t - 1, dtype=torch.int64, device="cpu") for t in numbers]
+    own = _assemble(state, is_chain, moments, counts)
+    context = Context(list_structure(len(grads))).computing(inplace=False)
+    context = context._replace(plan=prepare(direction, own, context))
+    updates, new = direction.update(FactoredUpdates(grads), own, context)
+    return updates.materialize(context), _take_apart(new, is_chain)[0]
+
+
+def _as_number(operand: Operand) -> float | None:
+    """Return an operand as a Python number, unless that would lose a derivative or wait."""
+    if isinstance(operand, (int, float)):
+        return float(operand)
+    if (
+        isinstance(operand, torch.Tensor)
+        and operand.ndim == 0
+        and operand.is_cpu
+        and not operand.requires_grad
+        and forward_ad._current_level < 0
+        and is_eager(operand)
+    ):
+        return float(operand)
+    return None

@@ -1,0 +1,155 @@
+"""How the state of a rule lies in the state of a stateful optimizer: by parameter and name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import optree
+
+from torchopt._chain import Chain
+from torchopt._driver import init
+from torchopt._gradient_step import list_structure
+from torchopt._masked import Masked
+from torchopt._rule import Rule
+from torchopt._state import Field, Kind
+
+__all__ = ["Entry", "Layout"]
+
+
+class Entry(NamedTuple):
+    """One entry of the state: a column with a value for each parameter, or one for all."""
+
+    name: str
+    is_shared: bool
+    #: Whether it has the shape of its parameter.
+    is_moment: bool
+    #: The value where the other entries of a parameter are there, but not this one.
+    missing: float | None
+
+
+class _Opaque(NamedTuple):
+    """How the state of a user's transformation is taken apart."""
+
+    spec: optree.PyTreeSpec
+    names: list[str]
+    # for each leaf whether it is a list with an entry for each parameter
+    per_parameter: list[bool]
+
+
+class Layout:
+    """The entries of a chain's state, for a given number of parameters.
+
+    The state of a transformation that is a user's own is taken apart where it is a list with an
+    entry for each parameter, as one is that was made of the list of parameters.
+    """
+
+    def __init__(self, chain: Chain, params: Sequence[Any], tree: Any) -> None:
+        """Find the entries."""
+        self.chain = chain
+        self.size = len(params)
+        self.spec = list_structure(self.size)
+        self._opaque: list[_Opaque] = []
+        self._has_opaque = False
+        found: list[tuple[Entry, tuple[Any, ...]]] = []
+        #: The state before any parameter is stepped, with empty columns.
+        self.template = init(chain, params, self.spec, tree, active=[])
+        chain.map_state(lambda field, value: self._note_opaque(field), self.template)
+        if self._has_opaque:
+            self.template = init(chain, params, self.spec, tree)
+
+        def visit(field: Field, value: Any) -> Any:
+            if field.kind is Kind.OPAQUE:
+                found.extend((entry, field.scope) for entry in self._open(value))
+                return value
+            name = field.entry
+            if field.is_shared and field.scope:
+                name = ".".join(map(str, (*field.scope, name)))
+            is_moment = field.kind is Kind.MOMENT
+            entry = Entry(name, field.is_shared, is_moment, field.missing)
+            found.append((entry, field.scope))
+            return value
+
+        chain.map_state(visit, self.template)
+        self.entries = _unique(found)
+        #: Whether some entries belong to some of the parameters alone.
+        self.is_partitioned = any(scope for _, scope in found) or _has_mask(chain)
+
+    def _note_opaque(self, field: Field) -> None:
+        self._has_opaque = self._has_opaque or field.kind is Kind.OPAQUE
+
+    def _is_column(self, node: Any) -> bool:
+        return isinstance(node, list) and len(node) == self.size
+
+    def _open(self, value: Any) -> list[Entry]:
+        accessors, leaves, _ = optree.tree_flatten_with_accessor(value, is_leaf=self._is_column)
+        spec = optree.tree_structure(value, is_leaf=self._is_column)
+        columns = [self._is_column(leaf) for leaf in leaves]
+        names = [
+            ".".join(str(getattr(part, "field", part.entry)) for part in accessor) or "state"
+            for accessor in accessors
+        ]
+        self._opaque.append(_Opaque(spec, names, columns))
+        return [
+            Entry(name, not column, False, None)
+            for name, column in zip(names, columns, strict=True)
+        ]
+
+    def columns(self, state: Any) -> list[Any]:
+        """Return the value of each entry: a list for all parameters, or what they share."""
+        found: list[Any] = []
+        opaque = iter(self._opaque)
+
+        def visit(field: Field, value: Any) -> Any:
+            if field.kind is Kind.OPAQUE:
+                found.extend(next(opaque).spec.flatten_up_to(value))
+            else:
+                found.append(value)
+            return value
+
+        self.chain.map_state(visit, state)
+        return found
+
+    def state(self, columns: Sequence[Any]) -> Any:
+        """Return the state with these values."""
+        remaining = iter(columns)
+        opaque = iter(self._opaque)
+
+        def take(field: Field, value: Any) -> Any:
+            if field.kind is not Kind.OPAQUE:
+                return next(remaining)
+            spec = next(opaque).spec
+            return optree.tree_unflatten(spec, [next(remaining) for _ in range(spec.num_leaves)])
+
+        return self.chain.map_state(take, self.template)
+
+    def initial(self, params: Sequence[Any], tree: Any, active: list[int]) -> list[Any]:
+        """Return the values before the first step of some parameters."""
+        if self._has_opaque:
+            return self.columns(init(self.chain, params, self.spec, tree))
+        return self.columns(init(self.chain, params, self.spec, tree, active))
+
+
+def _has_mask(rule: Rule) -> bool:
+    return isinstance(rule, Masked) or any(map(_has_mask, rule.children()))
+
+
+def _unique(found: list[tuple[Entry, tuple[Any, ...]]]) -> list[Entry]:
+    """Return the entries with names that are unique for each parameter.
+
+    Those of different parts of a partition belong to different parameters.
+    """
+    taken: dict[str, list[tuple[Any, ...]]] = {}
+    entries = []
+    for entry, scope in found:
+        name, k = entry.name, 1
+        while any(_overlap(scope, other) for other in taken.get(name, ())):
+            k += 1
+            name = f"{entry.name}_{k}"
+        taken.setdefault(name, []).append(scope)
+        entries.append(entry._replace(name=name))
+    return entries
+
+
+def _overlap(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    return all(x == y for x, y in zip(one, other, strict=False))

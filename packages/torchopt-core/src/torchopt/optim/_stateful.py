@@ -1,0 +1,291 @@
+"""The stateful face: any transformation as a :class:`torch.optim.Optimizer`."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, TypeVar, overload
+
+import torch
+
+from torchopt._driver import Extras, Step, check_params, run
+from torchopt.base import GradientTransformation, check_transformation
+from torchopt.optim._checkpoint import (
+    check_owner,
+    loaded_options,
+    loaded_rows,
+    plain_options,
+    plain_rows,
+)
+from torchopt.optim._hyperparameters import Hyperparameters, find_partition, name_of
+from torchopt.optim._signature import TORCH_OPTIONS, check_torch_options, derived_signature
+from torchopt.optim._unit import Unit, evaluation, split
+
+__all__ = ["DerivedOptimizer", "Optimizer"]
+
+_T = TypeVar("_T")
+
+
+class Optimizer(torch.optim.Optimizer):
+    """A :class:`torch.optim.Optimizer` that steps by a gradient transformation.
+
+    Learning rate schedulers, parameter groups, ``GradScaler``, step hooks and ``state_dict`` work
+    as for torch's own optimizers; the state of a parameter is made in its first step, and state
+    dicts of `torch.optim` go both ways. A step that fails leaves parameters and state as they were;
+    ``.grad`` is never written to.
+
+    Args:
+        params: Parameters, named parameters, or dicts that define parameter groups. If there is one
+            optimizer in ``impl``, however it is composed, a group may override its hyperparameters;
+            other keys of a group are kept. With :func:`torchopt.partition` a group becomes one for
+            each label.
+        impl: The transformation, for example ``torchopt.adam(1e-3)`` or a chain.
+
+    Raises:
+        ValueError: If there are no parameters, or some are not floating point or complex.
+
+    Example:
+        >>> import torch, torchopt
+        >>> net = torch.nn.Linear(2, 1)
+        >>> impl = torchopt.chain(torchopt.clip_grad_norm(1.0), torchopt.adam(1e-2))
+        >>> optim = torchopt.Optimizer(net.parameters(), impl)
+        >>> optim.zero_grad()
+        >>> net(torch.ones(4, 2)).square().mean().backward()
+        >>> optim.step()
+        >>> optim.param_groups[0]["lr"]
+        0.01
+    """
+
+    def __init__(
+        self,
+        params: Iterable[torch.Tensor] | Iterable[dict[str, Any]],
+        impl: GradientTransformation,
+    ) -> None:
+        """Take the parameters; their state is made in the first step."""
+        check_transformation(impl, "`impl`")
+        self.impl = impl
+        self._units: list[Unit] = []
+        values = {} if find_partition(impl) is not None else Hyperparameters(impl).values
+        super().__init__(params, dict(values))
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group, as in :meth:`torch.optim.Optimizer.add_param_group`."""
+        if not isinstance(param_group, dict):
+            super().add_param_group(param_group)  # raises
+        if self._units and self._units[0].is_joint:
+            raise ValueError(
+                f"{type(self).__name__} doesn't support per-parameter options (parameter groups)"
+            )
+        params = param_group["params"]
+        if isinstance(params, torch.Tensor):
+            params = [params]
+        elif isinstance(params, set):
+            raise TypeError(
+                "optimizer parameters need to be organized in ordered collections, but the "
+                "ordering of tensors in sets will change between runs. Please use a list instead."
+            )
+        before = len(self.param_groups)
+        try:
+            for group in split(self.impl, {**param_group, "params": list(params)}):
+                super().add_param_group(group)
+                check_params(self.param_groups[-1]["params"])
+            positions = list(range(before, len(self.param_groups)))
+            unit = Unit(self.impl, positions)
+            unit.refresh(self.param_groups)
+        except Exception:
+            del self.param_groups[before:]
+            raise
+        for group in self.param_groups[before:]:
+            if unit.rule.averages:
+                group.setdefault("train_mode", True)
+        self._units.append(unit)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], _T]) -> _T: ...
+
+    def step(self, closure: Callable[[], _T] | None = None) -> _T | None:
+        """Update the parameters by their ``.grad``.
+
+        Args:
+            closure: Evaluates the model again and returns the loss. Some transformations (`sam`,
+                `lbfgs`) need it, and call it several times.
+
+        Returns:
+            What ``closure`` returned when it was first called.
+
+        Raises:
+            ValueError: If there is no closure and the transformation needs one.
+            RuntimeError: If the parameters are those to evaluate at; see :meth:`eval`.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            self._step(loss, closure)
+        return loss
+
+    def _step(self, loss: Any, closure: Callable[[], Any] | None) -> None:
+        value = loss.detach() if isinstance(loss, torch.Tensor) else loss
+        pending: list[tuple[Unit, list[torch.Tensor], Step, list[Any]]] = []
+        for unit in self._units:
+            params = unit.params(self.param_groups)
+            grads: list[Any] = [p.grad for p in params]
+            found = [g for g in grads if g is not None]
+            if True in [g.is_sparse for g in found]:
+                raise ValueError("sparse gradients are not supported: pass `sparse=False`")
+            unit.refresh(self.param_groups)
+            if not found:
+                continue
+            if unit.rule.averages and not self._is_training(unit):
+                raise RuntimeError(
+                    "the parameters are those to evaluate at: call `train()` on the optimizer "
+                    "before `step`, and `eval()` before evaluating"
+                )
+            extras = Extras(value=value)
+            if unit.rule.reevaluates:
+                if closure is None:
+                    raise ValueError(
+                        f"{name_of(self.impl)} evaluates the loss again in a step: pass a closure "
+                        "to `step` that clears the gradients, computes the loss, calls "
+                        "`backward()` and returns the loss"
+                    )
+                # the closure overwrites them
+                grads = [None if g is None else g.clone() for g in grads]
+                extras = extras._replace(value_and_grad=evaluation(params, closure))
+            pending.append((unit, params, *unit.open(params, grads, self.state, extras)))
+        results = run([step for _, _, step, _ in pending], inplace=True, stepping=True)
+        for (unit, params, _, columns), (news, state) in zip(pending, results, strict=True):
+            for p, new in zip(params, news, strict=True):
+                if new is not None and new is not p:
+                    p.copy_(new)
+            unit.close(params, columns, state, self.state)
+
+    def _is_training(self, unit: Unit) -> bool:
+        return all(self.param_groups[k].get("train_mode", True) for k in unit.groups)
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        """Put the parameters to evaluate at in the place of those that are trained.
+
+        They differ for averaging methods (:func:`torchopt.schedule_free`); for all others nothing
+        happens. :meth:`train` goes back.
+        """
+        self._swap(evaluate=True)
+
+    @torch.no_grad()
+    def train(self) -> None:
+        """Put the parameters that are trained back, after :meth:`eval`."""
+        self._swap(evaluate=False)
+
+    def _swap(self, evaluate: bool) -> None:
+        for unit in self._units:
+            unit.refresh(self.param_groups)
+            if not unit.rule.averages or self._is_training(unit) is not evaluate:
+                continue
+            params = unit.params(self.param_groups)
+            swapped = unit.swapped(params, self.state, evaluate)
+            for p, x in zip(params, swapped or params, strict=True):
+                if x is not p:
+                    p.copy_(x)
+            for k in unit.groups:
+                self.param_groups[k]["train_mode"] = not evaluate
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return state and hyperparameters as plain data, for ``torch.save``.
+
+        The entries are those of `torch.optim`, whose optimizer of the same kind can load them.
+        Hyperparameters that are not plain data (schedules, masks) are left out; loading keeps the
+        present ones.
+        """
+        packed = super().state_dict()
+        packed["state"] = plain_rows(packed["state"])
+        packed["param_groups"] = list(map(plain_options, packed["param_groups"]))
+        packed["transformation"] = name_of(self.impl)
+        return packed
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume from what :meth:`state_dict` returned, here or of `torch.optim`'s optimizer.
+
+        Nothing changes if it does not fit.
+
+        Raises:
+            ValueError: If it was made by another optimizer or for other parameters, is damaged, or
+                has hyperparameters that are out of range.
+        """
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = before(self, state_dict) or state_dict
+        check_owner(name_of(self.impl), state_dict, self.param_groups)
+        pairs = zip(self.param_groups, state_dict["param_groups"], strict=True)
+        groups = [loaded_options(mine, theirs) for mine, theirs in pairs]
+        rows = dict(state_dict["state"])
+        state: defaultdict[Any, Any] = defaultdict(dict)
+        for unit in map(copy.copy, self._units):
+            unit.refresh(groups)
+            params = unit.params(groups)
+            keys = [key for k in unit.groups for key in state_dict["param_groups"][k]["params"]]
+            mine = [rows.pop(key, {}) for key in keys]
+            where = f"group {unit.groups[0]}"
+            found = loaded_rows(unit.layout(params), params, mine, where)
+            state.update((p, row) for p, row in zip(params, found, strict=True) if row)
+        if any(rows.values()):
+            raise ValueError(
+                "the state dict belongs to another optimizer: it has state beyond that of this "
+                f"one, for {sorted(map(str, rows))}"
+            )
+        for options, new in zip(self.param_groups, groups, strict=True):
+            options.update(new)
+        self.state = state
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickling and copying keep."""
+        return {**super().__getstate__(), "impl": self.impl, "_units": self._units}
+
+
+class DerivedOptimizer(Optimizer):
+    """A stateful class with the signature of an optimizer's functional form."""
+
+    _functional: ClassVar[Callable[..., GradientTransformation]]
+    __signature__: ClassVar[inspect.Signature]
+
+    def __init_subclass__(
+        cls,
+        functional: Callable[..., GradientTransformation] | None = None,
+        positional: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Take the functional form, and the names of what is positional where it differs."""
+        super().__init_subclass__(**kwargs)
+        if functional is not None:
+            cls._functional = staticmethod(functional)
+            cls.__signature__ = derived_signature(
+                functional,
+                "params",
+                positional,
+                drop=("moment_requires_grad",),
+                options=TORCH_OPTIONS,
+            )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take the parameters, and the hyperparameters of the functional form."""
+        bound = self.__signature__.bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = bound.arguments
+        params = arguments.pop("params")
+        options = {option.name: arguments.pop(option.name) for option in TORCH_OPTIONS}
+        check_torch_options(arguments, options)
+        self._torch_options = options
+        super().__init__(params, self._functional(**arguments))
+        self.defaults.update(options)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if isinstance(param_group, dict):
+            param_group = {**self._torch_options, **param_group}
+        super().add_param_group(param_group)

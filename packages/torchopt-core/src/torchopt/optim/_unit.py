@@ -1,0 +1,287 @@
+"""What a stateful optimizer steps together: the parameters of one call of `add_param_group`."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optree
+import torch
+
+from torchopt._context import Context, Evaluate
+from torchopt._driver import Extras, Step, as_chain, open_step
+from torchopt._partition import labels_of
+from torchopt._types import Leaves
+from torchopt.base import GradientTransformation, as_rule
+from torchopt.optim._hyperparameters import (
+    Hyperparameters,
+    at,
+    find_partition,
+    unchanged,
+    with_part,
+)
+from torchopt.optim._layout import Layout
+
+__all__ = ["Unit", "split"]
+
+_NOTHING: Mapping[str, Any] = {}
+
+
+class Labels(list[Any]):
+    """The label of each parameter of a unit, known from the groups they are in."""
+
+
+def split(impl: GradientTransformation, group: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the parameter groups that a group becomes: one for each label of a partition.
+
+    Each has the hyperparameters that it does not set itself.
+    """
+    way = find_partition(impl)
+    if way is None:
+        return [{**Hyperparameters(impl).values, **group}]
+    made = at(impl, way)
+    parts: Mapping[Any, GradientTransformation] = made.hyperparameters["transformations"]
+    labels, params = made.hyperparameters["labels"], group["params"]
+    tree: Any = list(params)
+    if tree and isinstance(tree[0], tuple) and len(tree[0]) == 2 and not isinstance(labels, list):
+        tree = OrderedDict(tree)
+    elif tree and isinstance(tree[0], tuple):
+        tree = [p for _, p in tree]
+    spec = optree.tree_structure(tree, none_is_leaf=True)
+    found = labels_of(labels, tree, spec, parts)
+    groups = []
+    values = {label: Hyperparameters(part).values for label, part in parts.items()}
+    rated = any("lr" in own for own in values.values())
+    for label, own in values.items():
+        chosen = [p for p, name in zip(params, found, strict=True) if name == label]
+        if chosen:
+            # schedulers expect a rate in every group
+            rest = {"lr": 0.0} if rated and "lr" not in own else {}
+            groups.append({**rest, **own, **group, "params": chosen, "label": label})
+    return groups
+
+
+class Unit:
+    """Parameter groups that are stepped by one rule: one, or those of a partition's labels."""
+
+    def __init__(self, impl: GradientTransformation, groups: list[int]) -> None:
+        """Take the transformation, and the positions of the groups in the optimizer."""
+        self.impl, self.groups = impl, groups
+        self.way = find_partition(impl)
+        self._values: list[dict[str, Any]] | None = None
+        self._labels: list[Any] | None = None
+        self._anchor: torch.Tensor | None = None
+        self._layout: Layout | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what cannot be found again."""
+        return {"impl": self.impl, "groups": self.groups, "_anchor": self._anchor}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["impl"], state["groups"])  # type: ignore[misc]
+        self._anchor = state["_anchor"]
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether all parameters are optimized as one vector, so that there is but one group."""
+        return self.rule.joint
+
+    def params(self, param_groups: Sequence[dict[str, Any]]) -> list[torch.Tensor]:
+        """Return the parameters."""
+        if len(self.groups) == 1:
+            return list(param_groups[self.groups[0]]["params"])
+        return [p for k in self.groups for p in param_groups[k]["params"]]
+
+    def refresh(self, param_groups: Sequence[dict[str, Any]]) -> None:
+        """Take over hyperparameters, and parameters, that have changed.
+
+        Raises:
+            ValueError: If a hyperparameter is out of range.
+        """
+        options = [param_groups[k] for k in self.groups]
+        sizes = [len(group["params"]) for group in options]
+        labels = None
+        if self.way is not None:
+            labels = [g["label"] for g, n in zip(options, sizes, strict=True) for _ in range(n)]
+        if (
+            self._values is not None
+            and self._labels == labels
+            and all(map(unchanged, self._values, options))
+            and (self._layout is None or self._layout.size == sum(sizes))
+        ):
+            return
+        self.transformation, values = self._made(options, labels)
+        self.rule = as_rule(self.transformation)
+        self.chain = as_chain(self.rule)
+        self.learned = tuple(self.rule.learned())
+        self._values, self._labels, self._layout = values, labels, None
+
+    def _made(
+        self, options: list[dict[str, Any]], labels: list[Any] | None
+    ) -> tuple[GradientTransformation, list[dict[str, Any]]]:
+        """Return the transformation with the hyperparameters of the groups, and these."""
+        if self.way is None:
+            hyper = Hyperparameters(self.impl)
+            values = {name: options[0][name] for name in hyper.values}
+            return hyper.transformation(values), [values]
+        made = at(self.impl, self.way)
+        parts = dict(made.hyperparameters["transformations"])
+        every = []
+        for group in options:
+            hyper = Hyperparameters(parts[group["label"]])
+            values = {name: group[name] for name in hyper.values}
+            parts[group["label"]] = hyper.transformation(values)
+            every.append(values)
+        part = made.factory(parts, Labels(labels or ()))
+        return with_part(self.impl, self.way, part), every
+
+    def layout(self, params: Sequence[torch.Tensor]) -> Layout:
+        """Return how the state lies in that of the optimizer."""
+        if self._layout is None:
+            self._layout = Layout(self.chain, params, list(params))
+            self._names = {entry.name for entry in self._layout.entries if not entry.is_shared}
+        return self._layout
+
+    def _move_shared(self, layout: Layout, first: torch.Tensor, state: Any) -> None:
+        """Let the first parameter have what all share, if another one was the first before."""
+        before, self._anchor = self._anchor, first
+        if before is None or before is first or before not in state:
+            return
+        mine, theirs = state[first], state[before]
+        for entry in layout.entries:
+            if entry.is_shared and entry.name in theirs:
+                mine[entry.name] = theirs.pop(entry.name)
+        if not theirs:
+            del state[before]
+
+    def open(
+        self, params: list[torch.Tensor], grads: list[Any], state: Any, extras: Extras
+    ) -> tuple[Step, list[Any]]:
+        """Return the step of parameters whose state is in ``state``, and the columns of that.
+
+        Parameters that have a gradient and no state get one.
+        """
+        layout = self.layout(params)
+        columns = self._columns(layout, params, grads, state)
+        step = open_step(
+            self.chain,
+            grads,
+            layout.state(columns),
+            layout.spec,
+            params,
+            params,
+            extras,
+            self.learned,
+        )
+        return step, columns
+
+    def _columns(
+        self, layout: Layout, params: list[torch.Tensor], grads: list[Any], state: Any
+    ) -> list[Any]:
+        entries = layout.entries
+        self._begun: list[tuple[torch.Tensor, dict[str, Any]]] = []
+        if not entries:
+            return []
+        per_parameter = [entry.name for entry in entries if not entry.is_shared]
+        rows: list[Any] = [state.get(p, _NOTHING) for p in params]
+        shared: Any = _NOTHING
+        if len(per_parameter) < len(entries):
+            self._move_shared(layout, params[0], state)
+            shared = state.get(params[0], _NOTHING)
+        new = [
+            i
+            for i, (row, g) in enumerate(zip(rows, grads, strict=True))
+            if g is not None and not row.keys() >= self._names
+        ]
+        unknown = any(entry.is_shared and entry.name not in shared for entry in entries)
+        if new or unknown:
+            rows = self._begin(layout, params, rows, new)
+            shared = rows[0]
+        return [
+            shared[entry.name] if entry.is_shared else [row.get(entry.name) for row in rows]
+            for entry in entries
+        ]
+
+    def _begin(
+        self, layout: Layout, params: list[torch.Tensor], rows: list[Any], new: list[int]
+    ) -> list[Any]:
+        """Return the rows with what is missing for some parameters; kept until the step is made."""
+        initial = layout.initial(params, list(params), new)
+        rows = [dict(row) if i in new or i == 0 else row for i, row in enumerate(rows)]
+        begun = {i for i in new if any(e.name in rows[i] for e in layout.entries if e.is_moment)}
+        for entry, column in zip(layout.entries, initial, strict=True):
+            if entry.is_shared:
+                rows[0].setdefault(entry.name, column)
+                continue
+            for i in new:
+                if rows[i].get(entry.name) is not None:
+                    continue
+                value = column[i]
+                if entry.missing is not None and i in begun and entry.name not in rows[i]:
+                    value = torch.full_like(value, entry.missing)
+                rows[i][entry.name] = value
+        self._begun = [(params[i], rows[i]) for i in range(len(rows)) if rows[i] and i in {0, *new}]
+        return rows
+
+    def close(
+        self, params: list[torch.Tensor], columns: list[Any], new_state: Any, state: Any
+    ) -> None:
+        """Put what is new into ``state``."""
+        for p, row in self._begun:
+            state[p].update(row)
+        self._begun = []
+        layout = self.layout(params)
+        for entry, old, new in zip(layout.entries, columns, layout.columns(new_state), strict=True):
+            if new is old:
+                continue
+            if entry.is_shared:
+                state[params[0]][entry.name] = new
+                continue
+            for p, before, x in zip(params, old, new, strict=True):
+                if x is not before:
+                    state[p][entry.name] = x
+
+    def swapped(self, params: list[torch.Tensor], state: Any, evaluate: bool) -> Leaves | None:
+        """Return the parameters to evaluate at, or to train, given the others; None without state."""
+        layout = self.layout(params)
+        found = [i for i, p in enumerate(params) if state.get(p)]
+        rows = [state.get(p, _NOTHING) for p in params]
+        self._move_shared(layout, params[0], state)
+        shared = state.get(params[0], _NOTHING)
+        if not found or any(e.is_shared and e.name not in shared for e in layout.entries):
+            return None
+        columns = [
+            shared[e.name] if e.is_shared else [row.get(e.name) for row in rows]
+            for e in layout.entries
+        ]
+        context = Context(layout.spec, tree=params, params=list(params)).computing(inplace=False)
+        swap = self.chain.evaluated_at if evaluate else self.chain.trained_at
+        return swap(list(params), layout.state(columns), context)
+
+
+def evaluation(params: list[torch.Tensor], closure: Any) -> Evaluate:
+    """Return a function from other values of the parameters to the loss and the gradients there.
+
+    It calls the closure with the parameters moved there, and moves them back.
+    """
+
+    def evaluate(moved: Leaves) -> tuple[torch.Tensor, Leaves]:
+        kept = [p.detach().clone() for p in params]
+        try:
+            with torch.no_grad():
+                for p, x in zip(params, moved, strict=True):
+                    if x is not p:
+                        p.copy_(x)
+            with torch.enable_grad():
+                value = closure()
+            if isinstance(value, torch.Tensor):
+                value = value.detach()
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in params]
+        finally:
+            with torch.no_grad():
+                for p, x in zip(params, kept, strict=True):
+                    p.copy_(x)
+        return value, grads
+
+    return evaluate
