@@ -13,6 +13,7 @@ from torch import nn
 
 from torchopt._workspace import Workspace
 from torchopt.base import GradientTransformation, UninitializedState, as_rule, check_params
+from torchopt.optim._docs import derived_docstring
 from torchopt.optim._faces import Implementation, derived_signature, gradients, list_structure
 
 if TYPE_CHECKING:
@@ -125,7 +126,12 @@ class MetaOptimizer:
 
 
 class DerivedMetaOptimizer(MetaOptimizer):
-    """A differentiable class with the signature of an optimizer's functional form."""
+    """A differentiable class with the signature of an optimizer's functional form.
+
+    Args:
+        module: The module to optimize. Parameters shared by several submodules stay shared.
+        lr: A dict gives every parameter its own, by name.
+    """
 
     _functional: ClassVar[Callable[..., GradientTransformation]]
     __signature__: ClassVar[inspect.Signature]
@@ -143,6 +149,12 @@ class DerivedMetaOptimizer(MetaOptimizer):
             cls._functional = staticmethod(functional)
             cls.__signature__ = derived_signature(
                 functional, "module", positional, moment_requires_grad=moment_requires_grad
+            )
+            cls.__doc__ = derived_docstring(
+                cls.__doc__,
+                functional.__doc__,
+                DerivedMetaOptimizer.__doc__,
+                cls.__signature__.parameters,
             )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

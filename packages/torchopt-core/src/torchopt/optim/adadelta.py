@@ -9,9 +9,8 @@ from torchopt._rule import Direction, Rule
 from torchopt._validate import check_non_negative, check_unit_interval
 from torchopt._workspace import zeros_like
 from torchopt.base import GradientTransformation, RuleTransformation
+from torchopt.optim import _derived
 from torchopt.optim._descent import Descent, optimizer
-from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim.base import DerivedOptimizer
 
 if TYPE_CHECKING:
     from torchopt._arithmetic import Leaves
@@ -146,11 +145,11 @@ def adadelta(
     )
 
 
-class Adadelta(DerivedOptimizer, functional=adadelta):
+class Adadelta(_derived.Adadelta, functional=adadelta):
     """Adadelta as a :class:`torch.optim.Optimizer`; see :func:`adadelta`."""
 
 
-class MetaAdadelta(DerivedMetaOptimizer, functional=adadelta):
+class MetaAdadelta(_derived.MetaAdadelta, functional=adadelta):
     """Differentiable Adadelta on a module; see :func:`adadelta`."""
 
 

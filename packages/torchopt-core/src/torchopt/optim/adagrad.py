@@ -11,9 +11,8 @@ from torchopt._rule import Direction, Rule
 from torchopt._validate import check_non_negative
 from torchopt._workspace import beside_steps, counts_like, filled_like
 from torchopt.base import GradientTransformation, RuleTransformation
+from torchopt.optim import _derived
 from torchopt.optim._descent import Descent, optimizer
-from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim.base import DerivedOptimizer
 
 if TYPE_CHECKING:
     from torchopt._arithmetic import Leaves
@@ -152,11 +151,11 @@ def adagrad(
     )
 
 
-class Adagrad(DerivedOptimizer, functional=adagrad):
+class Adagrad(_derived.Adagrad, functional=adagrad):
     """Adagrad as a :class:`torch.optim.Optimizer`; see :func:`adagrad`."""
 
 
-class MetaAdagrad(DerivedMetaOptimizer, functional=adagrad):
+class MetaAdagrad(_derived.MetaAdagrad, functional=adagrad):
     """Differentiable Adagrad on a module; see :func:`adagrad`."""
 
 

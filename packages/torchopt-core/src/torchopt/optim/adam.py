@@ -11,9 +11,8 @@ from torchopt._rule import Direction, Rule
 from torchopt._validate import check_betas, check_non_negative
 from torchopt._workspace import beside_steps, bias_correction, counts_like, zeros_like
 from torchopt.base import GradientTransformation, RuleTransformation
+from torchopt.optim import _derived
 from torchopt.optim._descent import Descent, optimizer
-from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim.base import DerivedOptimizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -244,17 +243,17 @@ def adamw(
     )
 
 
-class Adam(DerivedOptimizer, functional=adam):
+class Adam(_derived.Adam, functional=adam):
     """Adam as a :class:`torch.optim.Optimizer`; see :func:`adam`."""
 
 
-class AdamW(DerivedOptimizer, functional=adamw):
+class AdamW(_derived.AdamW, functional=adamw):
     """AdamW as a :class:`torch.optim.Optimizer`; see :func:`adamw`."""
 
 
-class MetaAdam(DerivedMetaOptimizer, functional=adam):
+class MetaAdam(_derived.MetaAdam, functional=adam):
     """Differentiable Adam on a module; see :func:`adam`."""
 
 
-class MetaAdamW(DerivedMetaOptimizer, functional=adamw, moment_requires_grad=False):
+class MetaAdamW(_derived.MetaAdamW, functional=adamw, moment_requires_grad=False):
     """Differentiable AdamW on a module; see :func:`adamw`."""

@@ -9,9 +9,8 @@ from torchopt._rule import Direction, Rule
 from torchopt._validate import check_betas, check_non_negative
 from torchopt._workspace import bias_correction, counts_like, zeros_like
 from torchopt.base import GradientTransformation, RuleTransformation
+from torchopt.optim import _derived
 from torchopt.optim._descent import Descent, optimizer
-from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim.base import DerivedOptimizer
 
 if TYPE_CHECKING:
     from torchopt._arithmetic import Leaves
@@ -155,11 +154,11 @@ def adamax(
     )
 
 
-class Adamax(DerivedOptimizer, functional=adamax):
+class Adamax(_derived.Adamax, functional=adamax):
     """Adamax as a :class:`torch.optim.Optimizer`; see :func:`adamax`."""
 
 
-class MetaAdamax(DerivedMetaOptimizer, functional=adamax):
+class MetaAdamax(_derived.MetaAdamax, functional=adamax):
     """Differentiable Adamax on a module; see :func:`adamax`."""
 
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, TypeVar, overload
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 import torch
 
 from torchopt._workspace import Workspace
 from torchopt.base import GradientTransformation, check_params
 from torchopt.optim._checkpoint import check_owner, loaded_options, loaded_states, plain_options
+from torchopt.optim._docs import derived_docstring
 from torchopt.optim._faces import Implementation, derived_signature
 from torchopt.optim._group import Group
+
+if TYPE_CHECKING:
+    from torch.optim.optimizer import ParamsT
 
 __all__ = ["DerivedOptimizer", "Optimizer"]
 
@@ -51,11 +55,7 @@ class Optimizer(torch.optim.Optimizer):
         0.01
     """
 
-    def __init__(
-        self,
-        params: Iterable[torch.Tensor] | Iterable[dict[str, Any]],
-        impl: GradientTransformation,
-    ) -> None:
+    def __init__(self, params: ParamsT, impl: GradientTransformation) -> None:
         """Make the state for the parameters."""
         self.impl = impl
         self._implementation = Implementation(impl)
@@ -200,7 +200,12 @@ class Optimizer(torch.optim.Optimizer):
 
 
 class DerivedOptimizer(Optimizer):
-    """A stateful class with the signature of an optimizer's functional form."""
+    """A stateful class with the signature of an optimizer's functional form.
+
+    Args:
+        params: Parameters, named parameters, or dicts that define parameter groups; a group may
+            override hyperparameters.
+    """
 
     _functional: ClassVar[Callable[..., GradientTransformation]]
     __signature__: ClassVar[inspect.Signature]
@@ -217,6 +222,12 @@ class DerivedOptimizer(Optimizer):
             cls._functional = staticmethod(functional)
             cls.__signature__ = derived_signature(
                 functional, "params", positional, drop=("moment_requires_grad",)
+            )
+            cls.__doc__ = derived_docstring(
+                cls.__doc__,
+                functional.__doc__,
+                DerivedOptimizer.__doc__,
+                cls.__signature__.parameters,
             )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -11,9 +11,8 @@ from torchopt._rule import Direction, Rule
 from torchopt._validate import check_betas, check_non_negative
 from torchopt._workspace import beside_steps, bias_correction, counts_like, zeros_like
 from torchopt.base import GradientTransformation, RuleTransformation
+from torchopt.optim import _derived
 from torchopt.optim._descent import Descent, optimizer
-from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim.base import DerivedOptimizer
 
 if TYPE_CHECKING:
     from torchopt._arithmetic import Leaves
@@ -184,9 +183,9 @@ def radam(
     )
 
 
-class RAdam(DerivedOptimizer, functional=radam):
+class RAdam(_derived.RAdam, functional=radam):
     """RAdam as a :class:`torch.optim.Optimizer`; see :func:`radam`."""
 
 
-class MetaRAdam(DerivedMetaOptimizer, functional=radam):
+class MetaRAdam(_derived.MetaRAdam, functional=radam):
     """Differentiable RAdam on a module; see :func:`radam`."""

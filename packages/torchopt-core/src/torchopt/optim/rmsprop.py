@@ -11,9 +11,8 @@ from torchopt._rule import Direction, Rule
 from torchopt._validate import check_non_negative, check_unit_interval
 from torchopt._workspace import filled_like, zeros_like
 from torchopt.base import Chain, GradientTransformation, RuleTransformation, identity
+from torchopt.optim import _derived
 from torchopt.optim._descent import Descent, optimizer
-from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim.base import DerivedOptimizer
 from torchopt.optim.sgd import Trace
 
 if TYPE_CHECKING:
@@ -235,11 +234,11 @@ def rmsprop(
     )
 
 
-class RMSprop(DerivedOptimizer, functional=rmsprop):
+class RMSprop(_derived.RMSprop, functional=rmsprop):
     """RMSprop as a :class:`torch.optim.Optimizer`; see :func:`rmsprop`."""
 
 
-class MetaRMSprop(DerivedMetaOptimizer, functional=rmsprop):
+class MetaRMSprop(_derived.MetaRMSprop, functional=rmsprop):
     """Differentiable RMSprop on a module; see :func:`rmsprop`."""
 
 

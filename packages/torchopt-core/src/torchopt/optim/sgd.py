@@ -12,9 +12,8 @@ from torchopt._rule import Direction, Rule
 from torchopt._validate import check_non_negative
 from torchopt._workspace import beside_steps, counts_like, zeros_like
 from torchopt.base import EmptyState, GradientTransformation, RuleTransformation, identity
+from torchopt.optim import _derived
 from torchopt.optim._descent import Descent, optimizer
-from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim.base import DerivedOptimizer
 
 if TYPE_CHECKING:
     from torchopt._arithmetic import Leaves
@@ -202,12 +201,12 @@ def sgd(
 _POSITIONAL = ("lr", "momentum", "weight_decay", "dampening", "nesterov")
 
 
-class SGD(DerivedOptimizer, functional=sgd, positional=(*_POSITIONAL, "maximize")):
+class SGD(_derived.SGD, functional=sgd, positional=(*_POSITIONAL, "maximize")):
     """Stochastic gradient descent as a :class:`torch.optim.Optimizer`; see :func:`sgd`."""
 
 
 class MetaSGD(
-    DerivedMetaOptimizer,
+    _derived.MetaSGD,
     functional=sgd,
     positional=(*_POSITIONAL, "moment_requires_grad", "maximize"),
 ):
