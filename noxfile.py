@@ -30,7 +30,9 @@ DEMO_REQUIREMENTS = ["matplotlib", "scikit-learn", "tqdm"]
 TEST_REQUIREMENTS = [
     "hypothesis",
     "imageio-ffmpeg",
+    "mypy",
     "pybind11",
+    "pyright[nodejs]",
     "pytest",
     "pytest-cov",
     "selenium",
@@ -102,7 +104,8 @@ def tests(session: nox.Session) -> None:
 def alone(session: nox.Session) -> None:
     """Run the core's tests against the core alone, which then does all arithmetic itself."""
     install(session, CORE, *TEST_REQUIREMENTS)
-    run_tests(session, "core", "integration/test_docstrings.py", "integration/test_surface.py")
+    files = ("test_checkers.py", "test_docstrings.py", "test_surface.py")
+    run_tests(session, "core", *(f"integration/{file}" for file in files))
 
 
 @nox.session
@@ -142,6 +145,13 @@ def typecheck(session: nox.Session) -> None:
     third_party = sorted(name for name in dependencies if not name.startswith("torchopt-"))
     install(session, "mypy", *third_party)
     session.run("mypy", "--strict", *(str(package / "src") for package in PACKAGES))
+
+
+@nox.session
+def stubs(session: nox.Session) -> None:
+    """Write the stubs of what is derived at run time; the tests hold them against it."""
+    install(session, CORE, ZERO)
+    session.run("python", str(CORE / "stubs.py"))
 
 
 @nox.session

@@ -198,6 +198,11 @@ class TestWithoutExtensions:
         assert all(hasattr(module, name) for name in dir(module))
         assert set(getattr(module, "__all__", ())) <= set(dir(module))
 
+    @pytest.mark.parametrize("module", [torchopt, torchopt.nn, torchopt.diff, torchopt.transform])
+    def test_what_is_imported_for_own_use_is_not_listed(self, module: ModuleType) -> None:
+        public = {name for name in dir(module) if not name.startswith("_")}
+        assert public <= set(module.__all__)
+
     def test_tab_completion_works(self) -> None:
         completer = rlcompleter.Completer({"torchopt": torchopt})
         matches = []

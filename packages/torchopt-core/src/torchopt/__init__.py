@@ -9,7 +9,7 @@ extensions appear here when they are installed: :mod:`torchopt.diff`, :mod:`torc
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torchopt import (
     alias,
@@ -203,14 +203,20 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    import torchopt_accel as accelerated_op
+    import torchopt_dist as distributed
+    import torchopt_implicit.linalg as linalg
+    import torchopt_implicit.linear_solve as linear_solve
+    import torchopt_viz as visual
+
+    __all__ += ["accelerated_op", "distributed", "linalg", "linear_solve", "visual"]
     __version__: str
+else:
+    _find, __dir__ = attributes(__name__)
 
-_find, __dir__ = attributes(__name__)
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            from importlib.metadata import version
 
-
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version("torchopt-core")
-    return _find(name)
+            return version("torchopt-core")
+        return _find(name)

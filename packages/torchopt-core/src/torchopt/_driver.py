@@ -260,7 +260,7 @@ def run(steps: Sequence[Step], inplace: bool, stepping: bool) -> list[tuple[list
     return results
 
 
-def flat_state(chain: Chain, state: Any, spec: optree.PyTreeSpec) -> Any:
+def flat_state(rule: Rule, state: Any, spec: optree.PyTreeSpec) -> Any:
     """Return a state with lists of all leaves in place of trees."""
 
     def flatten(field: Field, value: Any) -> Any:
@@ -268,7 +268,7 @@ def flat_state(chain: Chain, state: Any, spec: optree.PyTreeSpec) -> Any:
             return value
         return flatten_like(spec, value, f"state.{field.name}")
 
-    return chain.map_state(flatten, state)
+    return rule.map_state(flatten, state)
 
 
 def tree_state(chain: Chain, new: Any, flat: Any, tree: Any, spec: optree.PyTreeSpec) -> Any:

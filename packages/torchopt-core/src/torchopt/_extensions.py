@@ -174,7 +174,8 @@ def attributes(module: str) -> tuple[Callable[[str], Any], Callable[[], list[str
 
     Using a part whose distribution is missing is an :class:`ImportError`. Asking whether it is
     there (``hasattr``, ``getattr`` with a default, `inspect`, `pickle`) is answered by an
-    :class:`AttributeError`, the only "no" that these understand; `dir` leaves it out.
+    :class:`AttributeError`, the only "no" that these understand; `dir` leaves it out, as it does
+    what the module imports for its own use.
 
     Args:
         module: The module's ``__name__``.
@@ -198,8 +199,9 @@ def attributes(module: str) -> tuple[Callable[[str], Any], Callable[[], list[str
         return value
 
     def __dir__() -> list[str]:
-        missing = {name for name, path in names.items() if not is_installed(_package(path))}
-        return sorted((set(vars(sys.modules[module])) | names.keys()) - missing)
+        own = vars(sys.modules[module])
+        public = {name for name in own if name.startswith("_") or name in own.get("__all__", ())}
+        return sorted(public | {name for name in names if is_installed(_package(names[name]))})
 
     return __getattr__, __dir__
 

@@ -47,7 +47,7 @@ class MadeTransformation(RuleTransformation):
             is_leaf=_is_part,
             none_is_leaf=True,
         )
-        return _make(self.factory, {**self.hyperparameters, **arguments})
+        return self.factory(**{**self.hyperparameters, **arguments})
 
     def _arguments(self) -> Any:
         """Return the arguments that are transformations or contain some."""
@@ -113,7 +113,7 @@ def _made(rule: Callable[_P, Rule], kind: type[Any]) -> Callable[_P, Any]:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         arguments = {name: _plain(value) for name, value in bound.arguments.items()}
-        made = RuleTransformation.__new__(kind, rule(**arguments))  # type: ignore[call-arg]
+        made: Any = RuleTransformation.__new__(kind, rule(**arguments))  # type: ignore[call-arg]
         made.factory = factory
         made.hyperparameters = arguments
         return made

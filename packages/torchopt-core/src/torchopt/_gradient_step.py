@@ -264,7 +264,8 @@ class GradientStep(Rule):
             reason = f"there is no kernel for {type(self.direction).__name__}"
         else:
             try:
-                return provider.kernel(formula)
+                kernel: kernels.Kernel = provider.kernel(formula)
+                return kernel
             except kernels.NotCoveredError as error:
                 reason = str(error)
         if self.use_accelerated_op:

@@ -32,7 +32,8 @@ def tree_of(context: Context) -> Any:
     """Return the tree of parameters, or of updates where the parameters are not given."""
     if context.tree is not None:
         return context.tree
-    return context.unflatten(context.like if context.params is None else context.params)
+    leaves = context.like if context.params is None else context.params
+    return context.unflatten(leaves or [])
 
 
 def resolve_mask(mask: Any, spec: optree.PyTreeSpec) -> list[bool]:

@@ -106,13 +106,14 @@ class Partition(Rule):
     def rate(self, context: Context) -> Operand | None:
         rates = [part.rule.rate(context._replace(plan=part.plan)) for part in context.plan]
         if len(rates) == 1:
-            return rates[0]
+            rate: Operand | None = rates[0]
+            return rate
         by_leaf: list[Any] = [None] * context.size
-        for part, rate in zip(context.plan, rates, strict=True):
-            if rate is None or isinstance(rate, PerLeaf):
+        for part, own in zip(context.plan, rates, strict=True):
+            if own is None or isinstance(own, PerLeaf):
                 return None
             for j, k in enumerate(part.chosen):
-                by_leaf[k] = rate[j] if isinstance(rate, Sequence) else rate
+                by_leaf[k] = own[j] if isinstance(own, Sequence) else own
         return by_leaf
 
     def update(

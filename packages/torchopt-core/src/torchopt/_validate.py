@@ -92,7 +92,7 @@ def check_learning_rate(lr: Any) -> None:
 def check_rate(name: str, value: Any) -> Scalar:
     """Return what a schedule returned; raise unless it is a number or a 0-dim tensor."""
     if isinstance(value, (int, float)) or is_scalar_tensor(value):
-        return value  # type: ignore[return-value]
+        return value
     if hasattr(value, "__array__") and getattr(value, "ndim", None) == 0:  # numpy's
         return float(value)
     found = type(value).__name__

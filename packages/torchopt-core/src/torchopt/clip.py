@@ -72,7 +72,7 @@ class _ClipNorm(Rule):
             squares = [_at_least_single(g).square().sum().to(device) for g in reals]
             return context.fresh.sqrt([torch.stack(squares).sum()])[0]
         if self.norm_type != math.inf and not any(g.dtype in HALF for g in grads):
-            norms = torch._foreach_norm(grads, self.norm_type)
+            norms = list(torch._foreach_norm(grads, self.norm_type))
         else:  # an empty leaf has no maximum there
             norms = [torch.linalg.vector_norm(_at_least_single(g), self.norm_type) for g in grads]
         total: torch.Tensor = torch.linalg.vector_norm(

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from torchopt._extensions import alias
 
 if TYPE_CHECKING:
+    from torchopt_implicit.linear_solve import *  # noqa: F403
 
-    def __getattr__(name: str) -> Any: ...
+    def __getattr__(name: str) -> Any: ...  # where it is not installed
 
 
 alias(__name__)

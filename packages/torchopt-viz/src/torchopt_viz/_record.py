@@ -85,7 +85,7 @@ def _around_each_step(watcher: _Watcher) -> Iterator[None]:
     original = MetaOptimizer.step
 
     @functools.wraps(original)
-    def step(self: MetaOptimizer, loss: Tensor) -> None:
+    def step(self: MetaOptimizer, loss: Tensor | Callable[[], Tensor]) -> None:
         with watcher.step(self):
             original(self, loss)
 

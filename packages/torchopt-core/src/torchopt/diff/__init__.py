@@ -7,14 +7,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torchopt._extensions import attributes
 
 __all__: list[str] = []
 
 if TYPE_CHECKING:
-    implicit: Any
-    zero_order: Any
+    import torchopt_implicit as implicit
+    from torchopt.diff._zero_order import ZeroOrder
 
-__getattr__, __dir__ = attributes(__name__)
+    zero_order: ZeroOrder
+    __all__ += ["implicit", "zero_order"]
+else:
+    __getattr__, __dir__ = attributes(__name__)

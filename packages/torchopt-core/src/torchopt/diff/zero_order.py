@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from torchopt._extensions import alias
 
 if TYPE_CHECKING:
+    from torchopt_zero import *  # noqa: F403
 
-    def __getattr__(name: str) -> Any: ...
+    def __getattr__(name: str) -> Any: ...  # where it is not installed
 
 
 class _DecoratorModule(ModuleType):

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torchopt._extensions import attributes
 from torchopt.nn._meta_gradient_module import MetaGradientModule
@@ -15,7 +15,15 @@ from torchopt.nn._stateless import reparameterize, reparametrize, swap_state
 __all__ = ["MetaGradientModule", "reparameterize", "reparametrize", "swap_state"]
 
 if TYPE_CHECKING:
-    ImplicitMetaGradientModule: Any
-    ZeroOrderGradientModule: Any
+    from typing import TypeAlias
 
-__getattr__, __dir__ = attributes(__name__)
+    import torchopt_implicit
+    import torchopt_zero
+
+    # assigned, because pyright takes a name imported from what is not installed for an error
+    # in the program that imports it from here
+    ImplicitMetaGradientModule: TypeAlias = torchopt_implicit.ImplicitMetaGradientModule
+    ZeroOrderGradientModule: TypeAlias = torchopt_zero.ZeroOrderGradientModule
+    __all__ += ["ImplicitMetaGradientModule", "ZeroOrderGradientModule"]
+else:
+    __getattr__, __dir__ = attributes(__name__)

@@ -16,6 +16,7 @@ from torchopt._driver import Extras, as_chain, check_params, init, open_step, ru
 from torchopt._gradient_step import list_structure
 from torchopt._types import Leaves, OptState
 from torchopt.base import GradientTransformation, UninitializedState, as_rule, check_transformation
+from torchopt.optim._docs import derived_docstring
 from torchopt.optim._loss import gradients
 from torchopt.optim._signature import derived_signature
 
@@ -138,7 +139,12 @@ class MetaOptimizer:
 
 
 class DerivedMetaOptimizer(MetaOptimizer):
-    """A differentiable class with the signature of an optimizer's functional form."""
+    """A differentiable class with the signature of an optimizer's functional form.
+
+    Args:
+        module: The module to optimize. Parameters shared by several submodules stay shared.
+        lr: A dict gives every parameter its own, by name.
+    """
 
     _functional: ClassVar[Callable[..., GradientTransformation]]
     __signature__: ClassVar[inspect.Signature]
@@ -156,6 +162,12 @@ class DerivedMetaOptimizer(MetaOptimizer):
             cls._functional = staticmethod(functional)
             cls.__signature__ = derived_signature(
                 functional, "module", positional, moment_requires_grad=moment_requires_grad
+            )
+            cls.__doc__ = derived_docstring(
+                cls.__doc__,
+                functional.__doc__,
+                DerivedMetaOptimizer.__doc__,
+                cls.__signature__.parameters,
             )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

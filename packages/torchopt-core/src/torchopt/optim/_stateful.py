@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar, overload
 
 import torch
+from torch.optim.optimizer import ParamsT
 
 from torchopt._driver import Extras, Step, check_params, run
 from torchopt.base import GradientTransformation, check_transformation
@@ -19,6 +20,7 @@ from torchopt.optim._checkpoint import (
     plain_options,
     plain_rows,
 )
+from torchopt.optim._docs import derived_docstring
 from torchopt.optim._hyperparameters import Hyperparameters, find_partition, name_of
 from torchopt.optim._signature import TORCH_OPTIONS, check_torch_options, derived_signature
 from torchopt.optim._unit import Unit, evaluation, split
@@ -58,11 +60,7 @@ class Optimizer(torch.optim.Optimizer):
         0.01
     """
 
-    def __init__(
-        self,
-        params: Iterable[torch.Tensor] | Iterable[dict[str, Any]],
-        impl: GradientTransformation,
-    ) -> None:
+    def __init__(self, params: ParamsT, impl: GradientTransformation) -> None:
         """Take the parameters; their state is made in the first step."""
         check_transformation(impl, "`impl`")
         self.impl = impl
@@ -73,7 +71,7 @@ class Optimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as in :meth:`torch.optim.Optimizer.add_param_group`."""
         if not isinstance(param_group, dict):
-            super().add_param_group(param_group)  # raises
+            raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
         if self._units and self._units[0].is_joint:
             raise ValueError(
                 f"{type(self).__name__} doesn't support per-parameter options (parameter groups)"
@@ -250,7 +248,17 @@ class Optimizer(torch.optim.Optimizer):
 
 
 class DerivedOptimizer(Optimizer):
-    """A stateful class with the signature of an optimizer's functional form."""
+    """A stateful class with the signature of an optimizer's functional form.
+
+    Args:
+        params: Parameters, named parameters, or dicts that define parameter groups; a group may
+            override hyperparameters.
+        foreach: Accepted as by `torch.optim`; results do not depend on it.
+        capturable: Likewise.
+        differentiable: Likewise, but for True, which is refused: the differentiable form of the
+            optimizer is a class of its own.
+        fused: Likewise; for fused steps install `torchopt-accel`.
+    """
 
     _functional: ClassVar[Callable[..., GradientTransformation]]
     __signature__: ClassVar[inspect.Signature]
@@ -271,6 +279,12 @@ class DerivedOptimizer(Optimizer):
                 positional,
                 drop=("moment_requires_grad",),
                 options=TORCH_OPTIONS,
+            )
+            cls.__doc__ = derived_docstring(
+                cls.__doc__,
+                functional.__doc__,
+                DerivedOptimizer.__doc__,
+                cls.__signature__.parameters,
             )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -15,8 +15,7 @@ from torchopt._updates import FactoredUpdates
 from torchopt._validate import check_non_negative, check_unit_interval
 from torchopt.base import GradientTransformation, RuleTransformation
 from torchopt.kernels import Formula
-from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim._stateful import DerivedOptimizer
+from torchopt.optim import _derived
 
 __all__ = ["AdaDelta", "Adadelta", "MetaAdaDelta", "MetaAdadelta", "adadelta", "scale_by_adadelta"]
 
@@ -158,11 +157,11 @@ def adadelta(
     )
 
 
-class Adadelta(DerivedOptimizer, functional=adadelta):
+class Adadelta(_derived.Adadelta, functional=adadelta):
     """Adadelta as a :class:`torch.optim.Optimizer`; see :func:`adadelta`."""
 
 
-class MetaAdadelta(DerivedMetaOptimizer, functional=adadelta):
+class MetaAdadelta(_derived.MetaAdadelta, functional=adadelta):
     """Differentiable Adadelta on a module; see :func:`adadelta`."""
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from torchopt._arithmetic import Operand, PerLeaf
+from torchopt._arithmetic import HALF, Operand, PerLeaf
 from torchopt._context import Context, beside_steps, counts_like
 from torchopt._factory import optimizer
 from torchopt._gradient_step import GradientStep
@@ -18,8 +18,7 @@ from torchopt._state import per_leaf, record
 from torchopt._types import Leaves, Params, Scalar, ScalarOrSchedule, TensorTree
 from torchopt._updates import FactoredUpdates
 from torchopt._validate import check_non_negative
-from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim._stateful import DerivedOptimizer
+from torchopt.optim import _derived
 
 __all__ = ["Adafactor", "MetaAdafactor", "adafactor"]
 
@@ -103,14 +102,14 @@ class AdafactorDirection(Rule):
         found, factors = [], []
         for k, (g, p) in enumerate(zip(grads, params, strict=True)):
             eps = torch.finfo(p.dtype).eps if self.eps1 is None else self.eps1
-            weight = _of_leaf(share, k)
+            weight, precise = _of_leaf(share, k), _precise(g)
             if g.ndim > 1:
-                variance = self._factored(g, new, k, weight, eps, context)
+                variance = self._factored(precise, new, k, weight, eps, context)
             else:
-                new.full[k] = _average(new.full[k], g * g, weight, context)
-                variance = new.full[k]
-            direction = variance.clamp(min=eps * eps).rsqrt() * g
-            found.append(direction)
+                new.full[k] = _average(new.full[k], precise * precise, weight, context)
+                variance = _precise(new.full[k])
+            direction = variance.clamp(min=eps * eps).rsqrt() * precise
+            found.append(direction.to(g.dtype))
             rate = _of_leaf(context.lr, k)
             factors.append(self._factor(direction, p, rate, _of_leaf(slowed, k), context))
         if context.inplace:
@@ -131,8 +130,9 @@ class AdafactorDirection(Rule):
         row, column = (_mean_square(g, dim, context) for dim in (-1, -2))
         new.row[k] = _average(new.row[k], row, weight, context)
         new.column[k] = _average(new.column[k], column, weight, context)
-        row, column = new.row[k], new.column[k]
-        return (row * column) / row.mean(dim=-2, keepdim=True).clamp(min=eps)
+        row, column = _precise(new.row[k]), _precise(new.column[k])
+        estimate: torch.Tensor = row * column / row.mean(dim=-2, keepdim=True).clamp(min=eps)
+        return estimate
 
     def _factor(
         self, direction: torch.Tensor, p: torch.Tensor, rate: Any, slowed: Any, context: Context
@@ -155,13 +155,19 @@ def _of_leaf(operand: Any, k: int) -> Any:
     return operand[k] if isinstance(operand, list) else operand
 
 
+def _precise(x: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in a dtype in which its squares neither vanish nor overflow."""
+    return x.float() if x.dtype in HALF else x
+
+
 def _beside(x: Any, p: torch.Tensor) -> torch.Tensor:
-    dtype = torch.float32 if p.dtype in (torch.float16, torch.bfloat16) else p.dtype
+    dtype = torch.float32 if p.dtype in HALF else p.dtype
     return torch.as_tensor(x, device=p.device).to(dtype)
 
 
 def _average(average: torch.Tensor, x: torch.Tensor, weight: Any, context: Context) -> torch.Tensor:
     """Return the average moved towards ``x`` by ``weight``."""
+    x = x.to(average.dtype)
     if isinstance(weight, torch.Tensor):
         weight = weight.to(x.dtype)
     return context.reuse.ema([average], [x], 1 - weight)[0]
@@ -169,16 +175,17 @@ def _average(average: torch.Tensor, x: torch.Tensor, weight: Any, context: Conte
 
 def _mean_square(g: torch.Tensor, dim: int, context: Context) -> torch.Tensor:
     if context.inplace:  # without a tensor of squares
-        norms = torch.linalg.vector_norm(g, dim=dim, keepdim=True)
+        norms: torch.Tensor = torch.linalg.vector_norm(g, dim=dim, keepdim=True)
         return norms.square_().div_(max(g.shape[dim], 1))
     return g.square().mean(dim=dim, keepdim=True)
 
 
 def _norm(x: torch.Tensor, context: Context) -> torch.Tensor:
     """Return the norm of a leaf, whose derivatives at zero are zero."""
-    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    x = _precise(x)
     if context.inplace:
-        return torch.linalg.vector_norm(x)
+        norm: torch.Tensor = torch.linalg.vector_norm(x)
+        return norm
     return context.fresh.sqrt([x.square().sum()])[0]
 
 
@@ -247,9 +254,9 @@ def adafactor(
     )
 
 
-class Adafactor(DerivedOptimizer, functional=adafactor):
+class Adafactor(_derived.Adafactor, functional=adafactor):
     """Adafactor as a :class:`torch.optim.Optimizer`; see :func:`adafactor`."""
 
 
-class MetaAdafactor(DerivedMetaOptimizer, functional=adafactor):
+class MetaAdafactor(_derived.MetaAdafactor, functional=adafactor):
     """Differentiable Adafactor on a module; see :func:`adafactor`."""

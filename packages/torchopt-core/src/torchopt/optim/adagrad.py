@@ -17,8 +17,7 @@ from torchopt._updates import FactoredUpdates
 from torchopt._validate import check_non_negative
 from torchopt.base import GradientTransformation, RuleTransformation
 from torchopt.kernels import Formula
-from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim._stateful import DerivedOptimizer
+from torchopt.optim import _derived
 
 __all__ = ["AdaGrad", "Adagrad", "MetaAdaGrad", "MetaAdagrad", "adagrad", "scale_by_rss"]
 
@@ -157,11 +156,11 @@ def adagrad(
     )
 
 
-class Adagrad(DerivedOptimizer, functional=adagrad):
+class Adagrad(_derived.Adagrad, functional=adagrad):
     """Adagrad as a :class:`torch.optim.Optimizer`; see :func:`adagrad`."""
 
 
-class MetaAdagrad(DerivedMetaOptimizer, functional=adagrad):
+class MetaAdagrad(_derived.MetaAdagrad, functional=adagrad):
     """Differentiable Adagrad on a module; see :func:`adagrad`."""
 
 

@@ -18,8 +18,7 @@ from torchopt._updates import FactoredUpdates
 from torchopt._validate import check_betas, check_non_negative
 from torchopt.base import GradientTransformation, RuleTransformation
 from torchopt.kernels import Formula
-from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim._stateful import DerivedOptimizer
+from torchopt.optim import _derived
 
 __all__ = ["Adam", "AdamW", "MetaAdam", "MetaAdamW", "adam", "adamw", "scale_by_adam"]
 
@@ -288,17 +287,17 @@ def adamw(
     )
 
 
-class Adam(DerivedOptimizer, functional=adam):
+class Adam(_derived.Adam, functional=adam):
     """Adam as a :class:`torch.optim.Optimizer`; see :func:`adam`."""
 
 
-class AdamW(DerivedOptimizer, functional=adamw):
+class AdamW(_derived.AdamW, functional=adamw):
     """AdamW as a :class:`torch.optim.Optimizer`; see :func:`adamw`."""
 
 
-class MetaAdam(DerivedMetaOptimizer, functional=adam):
+class MetaAdam(_derived.MetaAdam, functional=adam):
     """Differentiable Adam on a module; see :func:`adam`."""
 
 
-class MetaAdamW(DerivedMetaOptimizer, functional=adamw, moment_requires_grad=False):
+class MetaAdamW(_derived.MetaAdamW, functional=adamw, moment_requires_grad=False):
     """Differentiable AdamW on a module; see :func:`adamw`."""

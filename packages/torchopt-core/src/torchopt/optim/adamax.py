@@ -15,8 +15,7 @@ from torchopt._updates import FactoredUpdates
 from torchopt._validate import check_betas, check_non_negative
 from torchopt.base import GradientTransformation, RuleTransformation
 from torchopt.kernels import Formula
-from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim._stateful import DerivedOptimizer
+from torchopt.optim import _derived
 
 __all__ = ["AdaMax", "Adamax", "MetaAdaMax", "MetaAdamax", "adamax", "scale_by_adamax"]
 
@@ -163,11 +162,11 @@ def adamax(
     )
 
 
-class Adamax(DerivedOptimizer, functional=adamax):
+class Adamax(_derived.Adamax, functional=adamax):
     """Adamax as a :class:`torch.optim.Optimizer`; see :func:`adamax`."""
 
 
-class MetaAdamax(DerivedMetaOptimizer, functional=adamax):
+class MetaAdamax(_derived.MetaAdamax, functional=adamax):
     """Differentiable Adamax on a module; see :func:`adamax`."""
 
 

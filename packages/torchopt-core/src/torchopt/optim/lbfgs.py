@@ -16,9 +16,8 @@ from torchopt._state import record, shared
 from torchopt._types import Leaves, ScalarOrSchedule
 from torchopt._updates import FactoredUpdates
 from torchopt._validate import check_non_negative
+from torchopt.optim import _derived
 from torchopt.optim._line_search import Point, strong_wolfe
-from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim._stateful import DerivedOptimizer
 
 __all__ = ["LBFGS", "MetaLBFGS", "lbfgs"]
 
@@ -350,9 +349,9 @@ def lbfgs(
     )
 
 
-class LBFGS(DerivedOptimizer, functional=lbfgs):
+class LBFGS(_derived.LBFGS, functional=lbfgs):
     """L-BFGS as a :class:`torch.optim.Optimizer`; see :func:`lbfgs`."""
 
 
-class MetaLBFGS(DerivedMetaOptimizer, functional=lbfgs):
+class MetaLBFGS(_derived.MetaLBFGS, functional=lbfgs):
     """Differentiable L-BFGS on a module; see :func:`lbfgs`."""

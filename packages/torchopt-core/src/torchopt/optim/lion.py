@@ -14,8 +14,7 @@ from torchopt._state import moment, record
 from torchopt._types import Leaves, Params, Scalar, ScalarOrSchedule, TensorTree
 from torchopt._updates import FactoredUpdates
 from torchopt._validate import check_betas
-from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim._stateful import DerivedOptimizer
+from torchopt.optim import _derived
 
 __all__ = ["Lion", "MetaLion", "lion", "scale_by_lion"]
 
@@ -132,9 +131,9 @@ def lion(
     )
 
 
-class Lion(DerivedOptimizer, functional=lion):
+class Lion(_derived.Lion, functional=lion):
     """Lion as a :class:`torch.optim.Optimizer`; see :func:`lion`."""
 
 
-class MetaLion(DerivedMetaOptimizer, functional=lion):
+class MetaLion(_derived.MetaLion, functional=lion):
     """Differentiable Lion on a module; see :func:`lion`."""

@@ -17,8 +17,7 @@ from torchopt._types import Leaves, OptState, Scalar, TensorTree
 from torchopt._updates import FactoredUpdates
 from torchopt._validate import check_non_negative
 from torchopt.base import GradientTransformation, as_rule, check_transformation
-from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim._stateful import DerivedOptimizer
+from torchopt.optim import _derived
 
 __all__ = ["Lookahead", "MetaLookahead", "lookahead"]
 
@@ -32,7 +31,7 @@ class LookaheadState(NamedTuple):
     # the slow weights, a tree like the parameters; change every k steps
     slow: TensorTree
     # steps taken (0-dim int64)
-    count: torch.Tensor
+    count: TensorTree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -151,9 +150,9 @@ def lookahead(inner: GradientTransformation, k: int = 5, alpha: Scalar = 0.5) ->
     return LookaheadRule(as_rule(inner), k, alpha)
 
 
-class Lookahead(DerivedOptimizer, functional=lookahead):
+class Lookahead(_derived.Lookahead, functional=lookahead):
     """Lookahead as a :class:`torch.optim.Optimizer`; see :func:`lookahead`."""
 
 
-class MetaLookahead(DerivedMetaOptimizer, functional=lookahead):
+class MetaLookahead(_derived.MetaLookahead, functional=lookahead):
     """Differentiable lookahead on a module; see :func:`lookahead`."""

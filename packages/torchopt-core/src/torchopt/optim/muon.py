@@ -18,8 +18,7 @@ from torchopt._state import moment, record
 from torchopt._types import Leaves, Params, Scalar, ScalarOrSchedule, TensorTree
 from torchopt._updates import FactoredUpdates
 from torchopt._validate import check_non_negative
-from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim._stateful import DerivedOptimizer
+from torchopt.optim import _derived
 
 __all__ = ["MetaMuon", "Muon", "muon", "orthogonalize"]
 
@@ -37,7 +36,7 @@ class MuonState(NamedTuple):
 def orthogonalize(
     x: torch.Tensor,
     steps: int = 5,
-    coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+    coefficients: tuple[float, ...] = (3.4445, -4.7750, 2.0315),
     eps: float = 1e-7,
     dtype: torch.dtype | None = torch.bfloat16,
 ) -> torch.Tensor:
@@ -83,7 +82,8 @@ def orthogonalize(
 def _frobenius(x: torch.Tensor) -> torch.Tensor:
     """Return the norms of matrices; where they are zero their derivatives are, in any order."""
     if not (x.requires_grad or x.numel() == 0):
-        return torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+        plain: torch.Tensor = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+        return plain
     is_zero = (x == 0).all(-1, keepdim=True).all(-2, keepdim=True)
     norms = torch.linalg.vector_norm(torch.where(is_zero, 1.0, x), dim=(-2, -1), keepdim=True)
     return torch.where(is_zero, 0.0, norms)
@@ -107,7 +107,7 @@ class MuonDirection(Rule):
 
     momentum: Scalar
     nesterov: bool
-    ns_coefficients: tuple[float, float, float]
+    ns_coefficients: tuple[float, ...]
     eps: float
     ns_steps: int
     adjust_lr_fn: str | None
@@ -247,9 +247,9 @@ def muon(
     )
 
 
-class Muon(DerivedOptimizer, functional=muon):
+class Muon(_derived.Muon, functional=muon):
     """Muon as a :class:`torch.optim.Optimizer`; see :func:`muon`."""
 
 
-class MetaMuon(DerivedMetaOptimizer, functional=muon):
+class MetaMuon(_derived.MetaMuon, functional=muon):
     """Differentiable Muon on a module; see :func:`muon`."""

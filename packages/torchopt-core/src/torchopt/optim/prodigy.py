@@ -16,8 +16,7 @@ from torchopt._state import moment, record, shared, weights
 from torchopt._types import Leaves, Scalar, ScalarOrSchedule, TensorTree
 from torchopt._updates import FactoredUpdates
 from torchopt._validate import check_betas, check_non_negative, check_positive, check_unit_interval
-from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim._stateful import DerivedOptimizer
+from torchopt.optim import _derived
 
 __all__ = ["MetaProdigy", "Prodigy", "prodigy"]
 
@@ -48,7 +47,7 @@ class ProdigyState(NamedTuple):
     # numerator of the estimate (0-dim float64)
     d_numerator: torch.Tensor
     # steps taken (0-dim int64)
-    count: torch.Tensor
+    count: TensorTree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -252,9 +251,9 @@ def prodigy(
     )
 
 
-class Prodigy(DerivedOptimizer, functional=prodigy):
+class Prodigy(_derived.Prodigy, functional=prodigy):
     """Prodigy as a :class:`torch.optim.Optimizer`; see :func:`prodigy`."""
 
 
-class MetaProdigy(DerivedMetaOptimizer, functional=prodigy):
+class MetaProdigy(_derived.MetaProdigy, functional=prodigy):
     """Differentiable Prodigy on a module; see :func:`prodigy`."""

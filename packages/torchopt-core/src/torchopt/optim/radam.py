@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -18,8 +18,7 @@ from torchopt._updates import FactoredUpdates
 from torchopt._validate import check_betas, check_non_negative
 from torchopt.base import GradientTransformation, RuleTransformation
 from torchopt.kernels import Formula
-from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim._stateful import DerivedOptimizer
+from torchopt.optim import _derived
 
 __all__ = ["MetaRAdam", "RAdam", "radam", "scale_by_radam"]
 
@@ -73,7 +72,7 @@ class ScaleByRAdam(Rule):
             roots = [torch.where(u, v, 1.0) for u, v in zip(used.to(nu[0].device), nu, strict=True)]
             return FactoredUpdates(mu, context.fresh.sqrt(roots), slope, offset), new
         if is_number(slope, 0.0):
-            return FactoredUpdates(mu, scale=1 / offset), new
+            return FactoredUpdates(mu, scale=1 / cast(Any, offset)), new
         return FactoredUpdates(mu, context.fresh.sqrt(nu), slope, offset), new
 
     def formula(self) -> Formula | None:
@@ -203,9 +202,9 @@ def radam(
     )
 
 
-class RAdam(DerivedOptimizer, functional=radam):
+class RAdam(_derived.RAdam, functional=radam):
     """RAdam as a :class:`torch.optim.Optimizer`; see :func:`radam`."""
 
 
-class MetaRAdam(DerivedMetaOptimizer, functional=radam):
+class MetaRAdam(_derived.MetaRAdam, functional=radam):
     """Differentiable RAdam on a module; see :func:`radam`."""

@@ -18,8 +18,7 @@ from torchopt._updates import FactoredUpdates
 from torchopt._validate import check_non_negative, check_unit_interval
 from torchopt.base import GradientTransformation, RuleTransformation
 from torchopt.kernels import Formula
-from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim._stateful import DerivedOptimizer
+from torchopt.optim import _derived
 from torchopt.optim.sgd import Trace
 
 __all__ = [
@@ -258,11 +257,11 @@ def rmsprop(
     )
 
 
-class RMSprop(DerivedOptimizer, functional=rmsprop):
+class RMSprop(_derived.RMSprop, functional=rmsprop):
     """RMSprop as a :class:`torch.optim.Optimizer`; see :func:`rmsprop`."""
 
 
-class MetaRMSprop(DerivedMetaOptimizer, functional=rmsprop):
+class MetaRMSprop(_derived.MetaRMSprop, functional=rmsprop):
     """Differentiable RMSprop on a module; see :func:`rmsprop`."""
 
 

@@ -16,8 +16,7 @@ from torchopt._types import Leaves, Scalar
 from torchopt._updates import FactoredUpdates
 from torchopt._validate import check_non_negative
 from torchopt.base import GradientTransformation, as_rule, check_transformation
-from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim._stateful import DerivedOptimizer
+from torchopt.optim import _derived
 
 __all__ = ["SAM", "MetaSAM", "sam"]
 
@@ -129,9 +128,9 @@ def sam(inner: GradientTransformation, rho: Scalar = 0.05, adaptive: bool = Fals
     return Chain((SharpnessAware(rho, adaptive), as_rule(inner)))
 
 
-class SAM(DerivedOptimizer, functional=sam):
+class SAM(_derived.SAM, functional=sam):
     """Sharpness-aware minimization as a :class:`torch.optim.Optimizer`; see :func:`sam`."""
 
 
-class MetaSAM(DerivedMetaOptimizer, functional=sam):
+class MetaSAM(_derived.MetaSAM, functional=sam):
     """Differentiable sharpness-aware minimization on a module; see :func:`sam`."""

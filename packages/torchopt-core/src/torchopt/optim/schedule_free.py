@@ -17,8 +17,7 @@ from torchopt._types import Leaves, OptState, Scalar, TensorTree
 from torchopt._updates import FactoredUpdates
 from torchopt._validate import check_non_negative
 from torchopt.base import GradientTransformation, as_rule, check_transformation
-from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim._stateful import DerivedOptimizer
+from torchopt.optim import _derived
 
 __all__ = ["MetaScheduleFree", "ScheduleFree", "schedule_free"]
 
@@ -41,7 +40,7 @@ class ScheduleFreeState(NamedTuple):
     weight_sum: torch.Tensor
     lr_max: torch.Tensor
     # steps taken (0-dim int64)
-    count: torch.Tensor
+    count: TensorTree
 
 
 class _Plan(NamedTuple):
@@ -208,9 +207,9 @@ def schedule_free(
     return ScheduleFreeRule(as_rule(inner), momentum, r, weight_lr_power)
 
 
-class ScheduleFree(DerivedOptimizer, functional=schedule_free):
+class ScheduleFree(_derived.ScheduleFree, functional=schedule_free):
     """Schedule-free averaging as a :class:`torch.optim.Optimizer`; see :func:`schedule_free`."""
 
 
-class MetaScheduleFree(DerivedMetaOptimizer, functional=schedule_free):
+class MetaScheduleFree(_derived.MetaScheduleFree, functional=schedule_free):
     """Differentiable schedule-free averaging on a module; see :func:`schedule_free`."""

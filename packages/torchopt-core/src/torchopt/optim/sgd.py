@@ -18,8 +18,7 @@ from torchopt._updates import FactoredUpdates
 from torchopt._validate import check_non_negative
 from torchopt.base import GradientTransformation, RuleTransformation
 from torchopt.kernels import Formula
-from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim._stateful import DerivedOptimizer
+from torchopt.optim import _derived
 
 __all__ = ["SGD", "MetaSGD", "sgd", "trace"]
 
@@ -205,12 +204,12 @@ def sgd(
 _POSITIONAL = ("lr", "momentum", "weight_decay", "dampening", "nesterov")
 
 
-class SGD(DerivedOptimizer, functional=sgd, positional=(*_POSITIONAL, "maximize")):
+class SGD(_derived.SGD, functional=sgd, positional=(*_POSITIONAL, "maximize")):
     """Stochastic gradient descent as a :class:`torch.optim.Optimizer`; see :func:`sgd`."""
 
 
 class MetaSGD(
-    DerivedMetaOptimizer,
+    _derived.MetaSGD,
     functional=sgd,
     positional=(*_POSITIONAL, "moment_requires_grad", "maximize"),
 ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torchopt._extensions import attributes
 from torchopt._masked import masked
@@ -47,6 +47,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    scale_by_accelerated_adam: Any
+    import torchopt_accel
 
-__getattr__, __dir__ = attributes(__name__)
+    # assigned for the reason given in `torchopt.nn`
+    scale_by_accelerated_adam = torchopt_accel.scale_by_accelerated_adam
+    __all__ += ["scale_by_accelerated_adam"]
+else:
+    __getattr__, __dir__ = attributes(__name__)

@@ -94,7 +94,8 @@ class _ScaleBySchedule(Rule):
         return check_rate("`step_size_fn`", self.step_size_fn(state.count)), state.count + 1
 
     def rate(self, context: Context) -> Operand:
-        return context.plan[0]
+        factor: Operand = context.plan[0]
+        return factor
 
     def update(
         self, updates: FactoredUpdates, state: Any, context: Context

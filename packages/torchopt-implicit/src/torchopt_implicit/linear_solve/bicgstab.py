@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torchopt_implicit.linear_solve._base import (
     with_ridge,
 )
 from torchopt_implicit.linear_solve._iterate import Outcome, Stop, iterate, ratio
+from torchopt_implicit.linear_solve._options import with_options_of
 
 __all__ = ["BiCGSTAB", "solve_bicgstab"]
 
@@ -93,7 +93,8 @@ def _cycle(
     return Outcome(x, r, count, broke, steps)
 
 
-def solve_bicgstab(**kwargs: Any) -> Callable[[Any, Any], Any]:
+@with_options_of(BiCGSTAB)
+def solve_bicgstab(**kwargs: Any) -> BiCGSTAB:
     r"""Return a solver of :math:`(A + \rho I) x = b` by stabilized biconjugate gradients.
 
     For any operator that is not singular. An iteration costs two matvecs and no transpose; memory

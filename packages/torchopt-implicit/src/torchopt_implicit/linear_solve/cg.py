@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from torchopt_implicit.linear_solve._iterate import (
     iterate,
     ratio,
 )
+from torchopt_implicit.linear_solve._options import with_options_of
 
 __all__ = ["CG", "solve_cg"]
 
@@ -95,7 +95,8 @@ def _cycle(
     return Outcome(x, r, count, broke, steps)
 
 
-def solve_cg(**kwargs: Any) -> Callable[[Any, Any], Any]:
+@with_options_of(CG)
+def solve_cg(**kwargs: Any) -> CG:
     r"""Return a solver of :math:`(A + \rho I) x = b` by conjugate gradients.
 
     For symmetric operators that are positive definite. An iteration costs one matvec.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from torchopt_implicit.linear_solve._direct import DirectSolver
+from torchopt_implicit.linear_solve._options import with_options_of
 
 __all__ = ["Cholesky", "solve_cholesky"]
 
@@ -26,7 +26,8 @@ class Cholesky(DirectSolver):
         return torch.cholesky_solve(b, factors)
 
 
-def solve_cholesky(**kwargs: Any) -> Callable[[Any, Any], Any]:
+@with_options_of(Cholesky)
+def solve_cholesky(**kwargs: Any) -> Cholesky:
     r"""Return a solver of :math:`(A + \rho I) x = b` by a Cholesky decomposition.
 
     For symmetric positive definite operators; others break down. It takes :math:`n` matvecs, in one

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torchopt_implicit.linear_solve._base import (
     with_ridge,
 )
 from torchopt_implicit.linear_solve._iterate import Outcome, Stop, iterate, ratio
+from torchopt_implicit.linear_solve._options import with_options_of
 
 __all__ = ["GMRES", "solve_gmres"]
 
@@ -118,7 +118,8 @@ def _least_squares(
     return y, norm(target - (H @ y.unsqueeze(-1)).squeeze(-1)).detach()
 
 
-def solve_gmres(**kwargs: Any) -> Callable[[Any, Any], Any]:
+@with_options_of(GMRES)
+def solve_gmres(**kwargs: Any) -> GMRES:
     r"""Return a solver of :math:`(A + \rho I) x = b` by generalized minimal residuals.
 
     For any operator that is not singular. An iteration costs one matvec and no transpose; it keeps

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 
@@ -65,7 +64,26 @@ class Neumann(LinearSolver):
         )
 
 
-def solve_inv(*, ns: bool = False, **kwargs: Any) -> Callable[[Any, Any], Any]:
+@overload
+def solve_inv(
+    *, ns: Literal[False] = False, ridge: float | torch.Tensor | None = None, throw: bool = False
+) -> LU: ...
+
+
+@overload
+def solve_inv(
+    *,
+    ns: bool,
+    ridge: float | torch.Tensor | None = None,
+    maxiter: int | None = None,
+    alpha: float | torch.Tensor | None = None,
+    rtol: float = 1e-5,
+    atol: float = 0.0,
+    throw: bool = False,
+) -> Neumann | LU: ...
+
+
+def solve_inv(*, ns: bool = False, **kwargs: Any) -> Neumann | LU:
     r"""Return a solver of :math:`(A + \rho I) x = b` by the inverse of the operator.
 
     Either a direct method, :func:`solve_lu`, or the Neumann series

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torchopt_implicit.linear_solve._base import (
     norm,
 )
 from torchopt_implicit.linear_solve._direct import as_columns, dense
+from torchopt_implicit.linear_solve._options import with_options_of
 
 __all__ = ["LeastSquares", "solve_lstsq"]
 
@@ -68,7 +68,8 @@ class LeastSquares(LinearSolver):
         return x, make_info(0, norm(residual), status)
 
 
-def solve_lstsq(**kwargs: Any) -> Callable[[Any, Any], Any]:
+@with_options_of(LeastSquares)
+def solve_lstsq(**kwargs: Any) -> LeastSquares:
     r"""Return a solver of :math:`\min_x \|A x - b\|^2 + \rho \|x\|^2`, by singular values.
 
     For any operator; of many solutions it returns the one of least norm. So a singular system is

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from torchopt_implicit.linear_solve._direct import DirectSolver
+from torchopt_implicit.linear_solve._options import with_options_of
 
 __all__ = ["LU", "solve_lu"]
 
@@ -26,7 +26,8 @@ class LU(DirectSolver):
         return x
 
 
-def solve_lu(**kwargs: Any) -> Callable[[Any, Any], Any]:
+@with_options_of(LU)
+def solve_lu(**kwargs: Any) -> LU:
     r"""Return a solver of :math:`(A + \rho I) x = b` by an LU decomposition.
 
     For any operator that is not singular. It takes :math:`n` matvecs, in one batch, and

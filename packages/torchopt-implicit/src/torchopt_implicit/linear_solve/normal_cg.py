@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from torchopt_implicit.linear_solve._iterate import (
     iterate,
     ratio,
 )
+from torchopt_implicit.linear_solve._options import with_options_of
 
 __all__ = ["NormalCG", "solve_normal_cg"]
 
@@ -111,7 +111,8 @@ def _cycle(
     return Outcome(x, r if ridge is None else s, count, broke, steps)
 
 
-def solve_normal_cg(**kwargs: Any) -> Callable[[Any, Any], Any]:
+@with_options_of(NormalCG)
+def solve_normal_cg(**kwargs: Any) -> NormalCG:
     r"""Return a solver of :math:`(A^\top A + \rho I) x = A^\top b` by conjugate gradients.
 
     For any operator that is not singular: symmetric or not. An iteration costs one matvec and one
