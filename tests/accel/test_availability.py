@@ -10,7 +10,7 @@ from typing import Any
 import optree
 import pytest
 import torch
-from _table import ADAM, Case, Family, every_case, every_family, tensors_in
+from _table import ADAM, Case, Family, every_family, every_kernel_case, tensors_in
 from torch.autograd import gradcheck, gradgradcheck
 
 import torchopt
@@ -113,7 +113,7 @@ def test_true_and_none_call_the_kernel_and_false_never_does(
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 @pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
-@every_case
+@every_kernel_case
 def test_optimizers_are_copied_and_pickled(
     case: Case, used: bool, copied: Callable[[Any], Any], spy: Spy
 ) -> None:

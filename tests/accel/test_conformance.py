@@ -13,8 +13,8 @@ from _table import (
     ADAM,
     Case,
     Family,
-    every_case,
     every_family,
+    every_kernel_case,
     make_grads,
     make_params,
 )
@@ -46,7 +46,7 @@ every_mode = pytest.mark.parametrize("inplace", [True, False], ids=["inplace", "
 @every_layout
 @every_full_dtype
 @every_face
-@every_case
+@every_kernel_case
 def test_equals_the_composite_step(
     case: Case, face: Callable[..., Any], dtype: torch.dtype, layout: str
 ) -> None:
@@ -56,7 +56,7 @@ def test_equals_the_composite_step(
 
 @every_layout
 @every_half_dtype
-@every_case
+@every_kernel_case
 def test_computes_16_bits_in_float32(case: Case, dtype: torch.dtype, layout: str) -> None:
     """From the same numbers of 16 bits, in each step."""
     params, grads = laid_out(layout, dtype, STEPS)
@@ -77,7 +77,7 @@ def test_computes_16_bits_in_float32(case: Case, dtype: torch.dtype, layout: str
 
 
 @every_half_dtype
-@every_case
+@every_kernel_case
 def test_objects_compute_16_bits_in_float32(case: Case, dtype: torch.dtype) -> None:
     """The parameters are rounded once, after the step, not the update before it is added."""
     if "initial_scale" in case.kwargs:  # a start that can be had in both
@@ -94,7 +94,7 @@ def test_objects_compute_16_bits_in_float32(case: Case, dtype: torch.dtype) -> N
 
 @every_full_dtype
 @every_face
-@every_case
+@every_kernel_case
 def test_covers_none_leaves_complex_leaves_and_their_own_step_counts(
     case: Case, face: Callable[..., Any], dtype: torch.dtype
 ) -> None:
@@ -104,7 +104,7 @@ def test_covers_none_leaves_complex_leaves_and_their_own_step_counts(
 
 
 @every_half_dtype
-@every_case
+@every_kernel_case
 def test_16_bits_cover_none_leaves_and_their_own_step_counts(
     case: Case, dtype: torch.dtype
 ) -> None:
@@ -124,7 +124,7 @@ def test_16_bits_cover_none_leaves_and_their_own_step_counts(
 
 
 @every_mode
-@every_case
+@every_kernel_case
 def test_dtypes_may_differ_between_leaves(case: Case, inplace: bool) -> None:
     dtypes = [torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.complex128]
     params = [torch.randn(5).to(dtype) for dtype in dtypes]

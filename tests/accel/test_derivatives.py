@@ -23,8 +23,8 @@ from _table import (
     SGD,
     Bag,
     Case,
-    every_case,
     every_family,
+    every_kernel_case,
     tensors_in,
 )
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
@@ -126,7 +126,7 @@ def tower(step: Function, inputs: list[torch.Tensor], order: int) -> list[torch.
 
 @every_count
 @every_way
-@every_case
+@every_kernel_case
 def test_three_orders_equal_those_of_the_composite_step(
     case: Case, way: Callable[..., Any], count: int
 ) -> None:
@@ -141,7 +141,7 @@ def test_three_orders_equal_those_of_the_composite_step(
 
 @every_count
 @every_way
-@every_case
+@every_kernel_case
 def test_first_derivatives_are_finite_differences(
     case: Case, way: Callable[..., Any], count: int
 ) -> None:
@@ -150,7 +150,7 @@ def test_first_derivatives_are_finite_differences(
 
 
 @every_way
-@every_case
+@every_kernel_case
 def test_second_derivatives_are_finite_differences(case: Case, way: Callable[..., Any]) -> None:
     step, inputs = one_step(case.functional(use_accelerated_op=True), way, 9)
     assert gradgradcheck(step, inputs)
@@ -239,7 +239,7 @@ def test_derivatives_are_right_far_from_the_defaults(
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @every_count
 @every_way
-@every_case
+@every_kernel_case
 def test_zero_gradients_and_moments_have_the_composite_derivatives(
     case: Case, way: Callable[..., Any], count: int, dtype: torch.dtype
 ) -> None:
@@ -298,7 +298,7 @@ every_transform = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=
 
 
 @every_transform
-@every_case
+@every_kernel_case
 def test_transforms_give_what_the_composite_step_gives(
     case: Case, transform: Callable[..., Any], spy: Spy
 ) -> None:
@@ -337,7 +337,7 @@ def looped(step: Callable[..., Any], *trees: Any) -> Any:
     return optree.tree_map(lambda *xs: torch.stack(xs), *each)
 
 
-@every_case
+@every_kernel_case
 def test_vmap_over_optimizers_is_a_loop_over_them(case: Case, spy: Spy) -> None:
     """Their states, step counts included, are stacked; they are stepped in one call."""
     inputs = stacked(case, 4)
@@ -392,7 +392,7 @@ def test_a_batch_with_different_step_counts_is_composite(family: Any) -> None:
         vmap(lambda *x: update(insisting, *x))(params, grads, later)
 
 
-@every_case
+@every_kernel_case
 def test_dual_numbers_pass_through(case: Case) -> None:
     """`torch.autograd.forward_ad` without `torch.func`, in every input, over two steps."""
     params = [torch.randn(3, 2), torch.randn(())]
@@ -413,7 +413,7 @@ def test_dual_numbers_pass_through(case: Case) -> None:
     assert_rounds_alike(*found, ulps=1e3)
 
 
-@every_case
+@every_kernel_case
 def test_checkpointing_recomputes_the_step(case: Case) -> None:
     found = []
     for accelerated in (True, False):
@@ -554,13 +554,13 @@ def recorded_step(case: Case) -> tuple[list[torch.Tensor], int]:
     return [x for x in tensors_in(found) if x.is_floating_point()], len(kept)
 
 
-@every_case
+@every_kernel_case
 def test_a_step_is_one_node_of_the_graph(case: Case) -> None:
     outputs, _ = recorded_step(case)
     assert graph_of(outputs) == ["ForwardBackward"]
 
 
-@every_case
+@every_kernel_case
 def test_every_step_of_a_module_is_one_node_of_the_graph(case: Case) -> None:
     module = Bag([torch.randn(3, 2), torch.randn(())])
     meta = case.meta(module, use_accelerated_op=True)
@@ -569,7 +569,7 @@ def test_every_step_of_a_module_is_one_node_of_the_graph(case: Case) -> None:
     assert graph_of(module.tensors()).count("ForwardBackward") == 4
 
 
-@every_case
+@every_kernel_case
 def test_keeps_at_most_three_tensors_of_a_parameter(case: Case) -> None:
     """And the parameter itself where weight decay makes its gradient depend on it."""
     decays = case.kwargs.get("weight_decay", 0.0) != 0 and case.family is not ADAMW
@@ -583,7 +583,7 @@ def test_linear_steps_keep_nothing(kwargs: Any) -> None:
     assert kept == 0
 
 
-@every_case
+@every_kernel_case
 def test_inputs_that_need_no_gradient_get_none(case: Case, spy: Spy) -> None:
     """And those that do get the same as if all did."""
     transformation = case.functional(use_accelerated_op=True)

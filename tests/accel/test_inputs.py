@@ -15,8 +15,8 @@ from _table import (
     Case,
     Family,
     assert_same,
-    every_case,
     every_family,
+    every_kernel_case,
     snapshot,
     tensors_in,
 )
@@ -66,7 +66,7 @@ def negated(x: torch.Tensor) -> torch.Tensor:
 
 
 @every_mode
-@every_case
+@every_kernel_case
 def test_negated_views_are_read_as_what_they_show(case: Case, inplace: bool) -> None:
     params, grads = laid_out("contiguous", torch.float64, 3)
     views = [[negated(grads[t][0]), grads[t][1]] for t in range(3)]
@@ -260,7 +260,7 @@ MISMATCHES = [
 @every_mode
 @pytest.mark.parametrize("layout", ["contiguous", "sliced"])
 @pytest.mark.parametrize("kind", MISMATCHES)
-@every_case
+@every_kernel_case
 def test_mismatches_raise_and_change_nothing(
     case: Case, kind: str, layout: str, inplace: bool
 ) -> None:
@@ -306,7 +306,7 @@ def test_a_stateful_step_that_fails_changes_nothing(family: Family) -> None:
     assert_same(snapshot(optimizer), kept)
 
 
-@every_case
+@every_kernel_case
 def test_in_place_steps_bump_versions(case: Case) -> None:
     """So that a graph which needs the old values raises in its backward pass."""
     params, (grads, later) = laid_out("contiguous", torch.float64, 2)
@@ -324,7 +324,7 @@ def test_in_place_steps_bump_versions(case: Case) -> None:
     assert [g._version for g in (*grads, *later)] == [0] * 4
 
 
-@every_case
+@every_kernel_case
 def test_in_place_updates_bump_the_versions_of_the_state_alone(case: Case) -> None:
     if "mask" in case.kwargs:  # may raise midway, so its state is replaced
         case = case._replace(kwargs={**case.kwargs, "mask": None})
@@ -345,7 +345,7 @@ NON_FINITE = [float("nan"), float("inf"), float("-inf"), 0.0, 1.0]
 
 
 @every_mode
-@every_case
+@every_kernel_case
 def test_non_finite_gradients_propagate_as_in_the_composite_step(case: Case, inplace: bool) -> None:
     """To the same elements and no others; the others stay as exact as ever."""
     params = [torch.tensor([0.3, -0.4, 0.5, 0.6, -0.7], dtype=torch.float64)]
@@ -374,7 +374,7 @@ def test_16_bits_round_as_torch_does(dtype: torch.dtype) -> None:
         assert_same(updates, (-rate * every.float()).to(dtype))
 
 
-@every_case
+@every_kernel_case
 def test_an_infinite_parameter_that_does_not_decay_disturbs_nothing(case: Case) -> None:
     case = case._replace(kwargs={**case.kwargs, "weight_decay": 0.0})
     _, grads = laid_out("contiguous", torch.float64, 3)

@@ -10,7 +10,7 @@ from typing import Any
 import optree
 import pytest
 import torch
-from _table import Case, every_case
+from _table import Case, every_kernel_case
 
 import torchopt
 from torchopt_accel import _native
@@ -205,7 +205,7 @@ def on_cuda(tree: Any) -> Any:
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [*FULL, *HALF], ids=str)
-@every_case
+@every_kernel_case
 def test_cuda_equals_the_cpu(case: Case, dtype: torch.dtype) -> None:
     for layout in ("contiguous", "several-chunks", "sliced", "channels-last", "0-dim"):
         params, grads = laid_out(layout, dtype, 3)
@@ -218,7 +218,7 @@ def test_cuda_equals_the_cpu(case: Case, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.cuda
-@every_case
+@every_kernel_case
 def test_cuda_derivatives_equal_those_of_the_cpu(case: Case) -> None:
     params, (grads,) = laid_out("several-chunks", torch.float64, 1)
     found = []

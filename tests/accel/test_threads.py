@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from _table import FAMILIES, Case, assert_same, every_case, every_family, tensors_in
+from _table import FAMILIES, Case, assert_same, every_family, every_kernel_case, tensors_in
 
 import torchopt
 from torchopt_accel import _native
@@ -44,7 +44,7 @@ def trained(case: Case, total: int, dtype: torch.dtype) -> list[torch.Tensor]:
     return [x.detach() for x in (*updates, *slopes)]
 
 
-@every_case
+@every_kernel_case
 def test_results_do_not_depend_on_the_number_of_threads(
     case: Case, set_threads: Callable[[int], None]
 ) -> None:

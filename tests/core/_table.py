@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import optree
+import prodigyopt
 import pytest
+import schedulefree
 import torch
 from torch import nn
 
@@ -37,6 +39,53 @@ class Case(NamedTuple):
     # what the trajectories are held against
     reference: Callable[[Sequence[torch.Tensor]], torch.optim.Optimizer]
     lr: float
+    # what it takes: "real" numbers alone, a "matrix" for each leaf, all leaves as one ("joint"),
+    # the "loss" at other parameters, "every" leaf in each step, leaves that are "filled"; it is
+    # "rough" if it computes in bfloat16, and "branches" on values
+    kind: frozenset[str] = frozenset()
+
+    def make_params(self, dtype: torch.dtype = torch.float64) -> Tensors:
+        """Parameters of the kinds that it takes."""
+        if "matrix" in self.kind:
+            return make_matrices(dtype)
+        params = make_params(dtype, real="real" in self.kind)
+        return [p for p in params if p.numel()] if "filled" in self.kind else params
+
+    def make_grads(self, params: Tensors, steps: int) -> list[list[torch.Tensor | None]]:
+        """Gradients for each step; some parameters have none in some steps, if it minds not."""
+        if "every" in self.kind:
+            return [[torch.randn_like(p) for p in params] for _ in range(steps)]
+        return make_grads(params, steps)
+
+    def steps(self, many: int, dtype: torch.dtype) -> int:
+        """How many steps can be compared: rounding decides where it branches on small values."""
+        return 2 if "branches" in self.kind and dtype == torch.float32 else many
+
+    def run(self, params: Any, grads: Sequence[Any], *, inplace: bool = False) -> Any:
+        """Step the functional face through given gradients."""
+        return run_functional(self.functional(), params, grads, inplace=inplace, bowl=self.bowl)
+
+    def run_stateful(self, params: Tensors, grads: Sequence[Any]) -> Tensors:
+        return run_torch(self.stateful(params), params, grads, bowl=self.bowl)
+
+    def run_reference(self, params: Tensors, grads: Sequence[Any]) -> Tensors:
+        return run_torch(self.reference(params), params, grads, bowl=self.bowl)
+
+    def run_meta(self, params: Tensors, grads: Sequence[Any]) -> Tensors:
+        module = Bag(params)
+        meta = self.meta(module)
+        for step in grads:
+            if self.bowl:
+                at = [p.detach() for p in module.tensors()]
+                meta.step(lambda step=step, at=at: module.loss(step) + module.bowl(step, at))
+            else:
+                meta.step(module.loss(step))
+        return [p.detach() for p in module.tensors()]
+
+    @property
+    def bowl(self) -> bool:
+        """Whether it evaluates a loss that is curved."""
+        return "loss" in self.kind
 
     def functional(self, **changes: Any) -> torchopt.GradientTransformation:
         return self.family.functional(**{"lr": self.lr, **self.kwargs, **changes})
@@ -94,6 +143,212 @@ class TextbookRMSprop(torch.optim.Optimizer):
                 x -= group["lr"] * (d + momentum * b)
 
 
+class TextbookLion(torch.optim.Optimizer):
+    """Lion, as its formula reads."""
+
+    def __init__(self, params: Any, lr: float, **kwargs: Any) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": 0.0, "maximize": False, **kwargs})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            b1, b2 = group["betas"]
+            for p in (p for p in group["params"] if p.grad is not None):
+                g, x = _real(p.grad) * (-1 if group["maximize"] else 1), _real(p)
+                m = self.state.get(p, 0.0)
+                self.state[p] = b2 * m + (1 - b2) * g
+                direction = (b1 * m + (1 - b1) * g).sign()
+                x -= group["lr"] * (direction + group["weight_decay"] * x)
+
+
+class TextbookMuon(torch.optim.Optimizer):
+    """Muon in the dtype of its parameters, without look-ahead, as its formula reads."""
+
+    def __init__(self, params: Any, **kwargs: Any) -> None:
+        super().__init__(params, kwargs)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            a, b, c = group["ns_coefficients"]
+            momentum, lr = group["momentum"], group["lr"]
+            for p in (p for p in group["params"] if p.grad is not None):
+                m = momentum * self.state.get(p, 0.0) + (1 - momentum) * p.grad
+                self.state[p] = m
+                x = m / torch.linalg.matrix_norm(m, keepdim=True).clamp(min=1e-7)
+                for _ in range(group["ns_steps"]):
+                    xx = x @ x.mT
+                    x = a * x + (b * xx + c * xx @ xx) @ x
+                p *= 1 - lr * 0.1
+                p -= lr * 0.2 * max(p.shape[-2:]) ** 0.5 * x
+
+
+class TextbookLookahead(torch.optim.Optimizer):
+    """Lookahead around torch's Adam."""
+
+    def __init__(self, params: Any, lr: float, k: int, alpha: float) -> None:
+        super().__init__(params, {"k": k, "alpha": alpha})
+        self.fast = torch.optim.Adam(self.param_groups[0]["params"], lr)
+        self.slow = [p.detach().clone() for p in self.param_groups[0]["params"]]
+        self.count = 0
+
+    @torch.no_grad()
+    def step(self) -> None:
+        self.fast.step()
+        self.count += 1
+        (group,) = self.param_groups
+        for p, slow in zip(group["params"], self.slow, strict=True):
+            if self.count % group["k"] == 0 and p.grad is not None:
+                slow += group["alpha"] * (p - slow)
+                p.copy_(slow)
+
+
+class TextbookSam(torch.optim.Optimizer):
+    """SAM around torch's Adam."""
+
+    def __init__(self, params: Any, lr: float, rho: float, adaptive: bool = False) -> None:
+        super().__init__(params, {"rho": rho, "adaptive": adaptive})
+        self.inner = torch.optim.Adam(self.param_groups[0]["params"], lr)
+
+    def step(self, closure: Any) -> None:
+        closure()
+        (group,) = self.param_groups
+        params = [p for p in group["params"] if p.grad is not None]
+        kept = [p.detach().clone() for p in params]
+        scales = [p.detach().abs() if group["adaptive"] else 1.0 for p in params]
+        sizes = [(s * p.grad).abs().square().sum() for s, p in zip(scales, params, strict=True)]
+        factor = group["rho"] / (sum(sizes).sqrt() + 1e-12)
+        with torch.no_grad():
+            for p, scale in zip(params, scales, strict=True):
+                p += factor * scale * scale * p.grad
+        closure()
+        with torch.no_grad():
+            for p, before in zip(params, kept, strict=True):
+                p.copy_(before)
+        self.inner.step()
+
+
+def _as_real(params: Sequence[torch.Tensor]) -> tuple[list[Any], Callable[[], None]]:
+    """Real parameters that share memory with the given ones, and what passes on their gradients."""
+    reals = [_real(p.detach()).requires_grad_() for p in params]
+
+    def pass_on() -> None:
+        for real, p in zip(reals, params, strict=True):
+            real.grad = None if p.grad is None else _real(p.grad).clone()
+
+    return reals, pass_on
+
+
+class OfItsAuthors(torch.optim.Optimizer):
+    """An optimizer that overwrites gradients and knows real numbers alone."""
+
+    def __init__(self, make: Callable[..., Any], params: Any, **kwargs: Any) -> None:
+        super().__init__(params, {})
+        reals, self.pass_on = _as_real(self.param_groups[0]["params"])
+        self.inner = make(reals, **kwargs)
+
+    def train(self) -> None:
+        if hasattr(self.inner, "train"):
+            self.inner.train()
+
+    def step(self) -> None:
+        self.pass_on()
+        self.inner.step()
+
+
+def prodigy_of_its_authors(params: Any, **kwargs: Any) -> torch.optim.Optimizer:
+    return OfItsAuthors(prodigyopt.Prodigy, params, **kwargs)
+
+
+def schedule_free_sgd_of_its_authors(params: Any, lr: float) -> torch.optim.Optimizer:
+    return OfItsAuthors(schedulefree.SGDScheduleFree, params, lr=lr)
+
+
+def schedule_free_adamw_of_its_authors(
+    params: Any, lr: float, momentum: float, **kwargs: Any
+) -> torch.optim.Optimizer:
+    betas = (momentum, 0.99)
+    make = schedulefree.AdamWScheduleFree
+    return OfItsAuthors(make, params, lr=lr, betas=betas, weight_decay=0.1, **kwargs)
+
+
+class TwoOptimizers(torch.optim.Optimizer):
+    """Adam for what has dimensions, and SGD with momentum for the rest."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, {})
+        params = self.param_groups[0]["params"]
+        self.parts = [
+            torch.optim.Adam([p for p in params if p.ndim], lr),
+            torch.optim.SGD([p for p in params if not p.ndim], lr, momentum=0.9),
+        ]
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+
+class MuonOfTorch(torch.optim.Optimizer):
+    """torch's Muon, for each matrix of a batch by itself."""
+
+    def __init__(self, params: Any, **kwargs: Any) -> None:
+        super().__init__(params, {})
+        self.parts = []
+        for p in self.param_groups[0]["params"]:
+            matrices = [x.requires_grad_() for x in p.detach().reshape(-1, *p.shape[-2:]).unbind()]
+            if p.ndim == 2:
+                matrices = [p]
+            self.parts.append((p, matrices, torch.optim.Muon(matrices, **kwargs)))
+
+    def step(self) -> None:
+        for p, matrices, part in self.parts:
+            if p.grad is None:
+                continue
+            if p.ndim > 2:
+                for x, g in zip(matrices, p.grad.reshape(-1, *p.shape[-2:]), strict=True):
+                    x.grad = g
+            part.step()
+
+
+def bare_or_rest(params: Any) -> Any:
+    """Labels: matrices and vectors, and scalars."""
+    return optree.tree_map(
+        lambda x: "bare" if x is None or not x.ndim else "rest", params, none_is_leaf=True
+    )
+
+
+def partitioned(lr: float) -> torchopt.GradientTransformation:
+    parts = {"rest": torchopt.adam(lr), "bare": torchopt.sgd(lr, momentum=0.9)}
+    return torchopt.partition(parts, bare_or_rest)
+
+
+def schedule_free_sgd(lr: float, **kwargs: Any) -> torchopt.GradientTransformation:
+    return torchopt.schedule_free(torchopt.sgd(lr), **kwargs)
+
+
+def schedule_free_adamw(lr: float, **kwargs: Any) -> torchopt.GradientTransformation:
+    inner = torchopt.adamw(lr, betas=(0.0, 0.99), weight_decay=0.1)
+    return torchopt.schedule_free(inner, **kwargs)
+
+
+def lookahead(lr: float, **kwargs: Any) -> torchopt.GradientTransformation:
+    return torchopt.lookahead(torchopt.adam(lr), **kwargs)
+
+
+def sam(lr: float, **kwargs: Any) -> torchopt.GradientTransformation:
+    return torchopt.sam(torchopt.adam(lr), **kwargs)
+
+
+def _composed(functional: Callable[..., Any]) -> Family:
+    """The faces of a transformation that has no class with a learning rate of its own."""
+    return Family(
+        functional,
+        lambda params, **kwargs: torchopt.Optimizer(params, functional(**kwargs)),
+        lambda module, **kwargs: torchopt.MetaOptimizer(module, functional(**kwargs)),
+        torch.optim.Optimizer,
+    )
+
+
 def has_dimensions(params: Any) -> Any:
     """A mask: decay matrices and vectors, not scalars."""
     return optree.tree_map(lambda x: x is not None and x.ndim > 0, params, none_is_leaf=True)
@@ -116,6 +371,19 @@ ADAMAX = Family(torchopt.adamax, torchopt.Adamax, torchopt.MetaAdamax, torch.opt
 RADAM = Family(torchopt.radam, torchopt.RAdam, torchopt.MetaRAdam, torch.optim.RAdam)
 RMSPROP = Family(torchopt.rmsprop, torchopt.RMSprop, torchopt.MetaRMSprop, torch.optim.RMSprop)
 
+LION = Family(torchopt.lion, torchopt.Lion, torchopt.MetaLion, TextbookLion)
+MUON = Family(torchopt.muon, torchopt.Muon, torchopt.MetaMuon, MuonOfTorch)
+ADAFACTOR = Family(
+    torchopt.adafactor, torchopt.Adafactor, torchopt.MetaAdafactor, torch.optim.Adafactor
+)
+PRODIGY = Family(torchopt.prodigy, torchopt.Prodigy, torchopt.MetaProdigy, prodigy_of_its_authors)
+LBFGS = Family(torchopt.lbfgs, torchopt.LBFGS, torchopt.MetaLBFGS, torch.optim.LBFGS)
+SCHEDULE_FREE_SGD = _composed(schedule_free_sgd)
+SCHEDULE_FREE_ADAMW = _composed(schedule_free_adamw)
+LOOKAHEAD = _composed(lookahead)
+PARTITION = _composed(partitioned)
+SAM = _composed(sam)
+
 FAMILIES = {
     "sgd": SGD,
     "adam": ADAM,
@@ -135,11 +403,12 @@ def _row(
     *,
     lr: float = 0.05,
     unknown_to_reference: Sequence[str] = (),
+    kind: Sequence[str] = (),
     **kwargs: Any,
 ) -> Case:
     known = {key: value for key, value in kwargs.items() if key not in unknown_to_reference}
     reference = functools.partial(reference or family.torch, lr=lr, **known)
-    return Case(name, family, kwargs, reference, lr)
+    return Case(name, family, kwargs, reference, lr, frozenset(kind))
 
 
 CASES = [
@@ -207,7 +476,95 @@ CASES = [
     ),
 ]
 
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+# without kernels
+CASES_OF_CORE = [
+    _row("adam-amsgrad", ADAM, amsgrad=True, weight_decay=0.1),
+    _row("adam-decoupled", ADAM, decoupled_weight_decay=True, weight_decay=0.1),
+    _row("adamw-amsgrad", ADAMW, amsgrad=True, betas=(0.7, 0.95), weight_decay=0.5, maximize=True),
+    _row("radam-decoupled", RADAM, decoupled_weight_decay=True, weight_decay=0.5),
+    _row("lion", LION, TextbookLion, betas=(0.8, 0.95)),
+    _row("lion-decay", LION, TextbookLion, betas=(0.8, 0.95), weight_decay=0.5, maximize=True),
+]
+# of other kinds
+CASES_OF_KINDS = [
+    _row("muon", MUON, weight_decay=0.2, kind=["matrix", "real", "rough"]),
+    _row(
+        "muon-exact",
+        MUON,
+        TextbookMuon,
+        ns_dtype=None,
+        nesterov=False,
+        momentum=0.8,
+        adjust_lr_fn="match_rms_adamw",
+        ns_coefficients=(3.4, -4.7, 2.0),
+        ns_steps=4,
+        kind=["matrix", "real"],
+    ),
+    _row("adafactor", ADAFACTOR, kind=["real", "filled"]),
+    _row(
+        "adafactor-all",
+        ADAFACTOR,
+        beta2_decay=-0.5,
+        eps=(1e-4, 0.1),
+        d=1.5,
+        weight_decay=0.2,
+        maximize=True,
+        lr=0.2,
+        kind=["real", "filled"],
+    ),
+    _row("prodigy", PRODIGY, prodigy_of_its_authors, lr=1.0, d0=0.01),
+    _row(
+        "prodigy-all",
+        PRODIGY,
+        prodigy_of_its_authors,
+        lr=0.5,
+        d0=0.01,
+        betas=(0.8, 0.9),
+        beta3=0.7,
+        weight_decay=0.1,
+        decouple=False,
+        use_bias_correction=True,
+        safeguard_warmup=True,
+        d_coef=0.5,
+        growth_rate=1.5,
+    ),
+    _row("schedule_free-sgd", SCHEDULE_FREE_SGD, schedule_free_sgd_of_its_authors),
+    _row(
+        "schedule_free-adamw",
+        SCHEDULE_FREE_ADAMW,
+        schedule_free_adamw_of_its_authors,
+        momentum=0.8,
+        r=1.0,
+        weight_lr_power=1.5,
+        kind=["every"],  # its authors count the steps of all leaves as one
+    ),
+    _row("lookahead", LOOKAHEAD, TextbookLookahead, k=3, alpha=0.3),
+    _row("partition", PARTITION, TwoOptimizers),
+    _row("sam", SAM, TextbookSam, rho=0.3, kind=["loss"]),
+    _row("sam-adaptive", SAM, TextbookSam, rho=0.5, adaptive=True, kind=["loss"]),
+    _row(
+        "lbfgs",
+        LBFGS,
+        lr=0.5,
+        max_iter=3,
+        history_size=4,
+        kind=["loss", "joint", "branches", "real"],
+    ),
+    _row(
+        "lbfgs-wolfe",
+        LBFGS,
+        lr=1.0,
+        max_iter=4,
+        line_search_fn="strong_wolfe",
+        kind=["loss", "joint", "branches", "real"],
+    ),
+]
+
+every_kernel_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+every_case = pytest.mark.parametrize("case", [*CASES, *CASES_OF_CORE], ids=lambda case: case.name)
+every_row = pytest.mark.parametrize(
+    "case", [*CASES, *CASES_OF_CORE, *CASES_OF_KINDS], ids=lambda case: case.name
+)
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
 
@@ -221,6 +578,11 @@ class Bag(nn.Module):
 
     def tensors(self) -> Tensors:
         return list(self._parameters.values())
+
+    def bowl(self, grads: Sequence[Any], at: Sequence[torch.Tensor]) -> torch.Tensor:
+        """A scalar without gradient at ``at``, whose gradient grows by half of the distance."""
+        terms = zip(self.tensors(), at, grads, strict=True)
+        return sum((p - x).abs().square().sum() / 4 for p, x, g in terms if g is not None)
 
     def loss(self, grads: Sequence[torch.Tensor | None]) -> torch.Tensor:
         """A scalar whose gradients are ``grads``."""
@@ -250,17 +612,58 @@ def make_grads(params: Sequence[torch.Tensor], steps: int) -> list[list[torch.Te
     ]
 
 
+def make_matrices(dtype: torch.dtype = torch.float64) -> Tensors:
+    """Parameters that are matrices: wide, tall, strided, square, and a batch."""
+    return [
+        torch.randn(2, 4, dtype=dtype),
+        torch.randn(4, 2, dtype=dtype),
+        torch.randn(3, 2, dtype=dtype).t(),
+        torch.randn(3, 3, dtype=dtype),
+        torch.randn(2, 3, 2, dtype=dtype),
+    ]
+
+
 def run_torch(
     optimizer: torch.optim.Optimizer,
     params: Sequence[torch.Tensor],
     grads: Sequence[Sequence[torch.Tensor | None]],
+    *,
+    bowl: bool = False,
 ) -> Tensors:
-    """Step a ``torch.optim.Optimizer`` through given gradients."""
+    """Step a ``torch.optim.Optimizer`` through given gradients.
+
+    With ``bowl`` they are those of a curved loss, which the optimizer may evaluate again.
+    """
+    if hasattr(optimizer, "train"):
+        optimizer.train()
     for step in grads:
+        at = [param.detach().clone() for param in params]
+
+        def closure(step: Any = step, at: Tensors = at) -> torch.Tensor:
+            value, found = bowl_at([p.detach() for p in params], step, at)
+            for param, grad in zip(params, found, strict=True):
+                param.grad = grad if grad is None else grad.contiguous()  # torch's L-BFGS needs it
+            return value
+
+        if bowl:
+            optimizer.step(closure)
+            continue
         for param, grad in zip(params, step, strict=True):
             param.grad = grad
         optimizer.step()
     return [param.detach() for param in params]
+
+
+def bowl_at(
+    params: Sequence[Any], grads: Sequence[Any], at: Sequence[Any]
+) -> tuple[torch.Tensor, list[Any]]:
+    """The value and the gradients of a loss that has the gradients ``grads`` at ``at``."""
+    rows = [row for row in zip(params, grads, at, strict=True) if row[1] is not None]
+    value = sum((g.conj() * p).sum().real + (p - x).abs().square().sum() / 4 for p, g, x in rows)
+    found = [
+        None if g is None else g + (p - x) / 2 for p, g, x in zip(params, grads, at, strict=True)
+    ]
+    return value, found
 
 
 def run_functional(
@@ -269,11 +672,24 @@ def run_functional(
     grads: Sequence[Any],
     *,
     inplace: bool = False,
+    bowl: bool = False,
 ) -> Any:
-    """Step a transformation through given gradients."""
+    """Step a transformation through given gradients; see :func:`run_torch` for ``bowl``."""
     state = transformation.init(params)
     for step in grads:
-        updates, state = transformation.update(step, state, params=params, inplace=inplace)
+        extras: dict[str, Any] = {}
+        if bowl:
+            flat, spec = optree.tree_flatten(step, none_is_leaf=True)
+            at = [x if x is None else x.detach().clone() for x in spec.flatten_up_to(params)]
+
+            def evaluate(moved: Any, flat: Any = flat, at: Any = at, spec: Any = spec) -> Any:
+                value, found = bowl_at(spec.flatten_up_to(moved), flat, at)
+                return value, optree.tree_unflatten(spec, found)
+
+            extras = {"value_and_grad": evaluate}
+        updates, state = transformation.update(
+            step, state, params=params, inplace=inplace, **extras
+        )
         params = torchopt.apply_updates(params, updates, inplace=inplace)
     return params
 

@@ -9,16 +9,18 @@ import __future__
 import ast
 import importlib.util
 import inspect
+import math
 import pydoc
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 import torchopt
-from torchopt.optim.base import DerivedOptimizer
+from torchopt.optim._stateful import DerivedOptimizer
 
 PACKAGE = Path(torchopt.__file__).parent
 WRITER = Path(__file__).resolve().parents[2] / "packages" / "torchopt-core" / "stubs.py"
@@ -39,7 +41,13 @@ CLASSES: list[type[Any]] = STUBS.derived_classes()
 
 def shape(signature: inspect.Signature) -> list[tuple[str, Any, Any]]:
     parameters = signature.parameters.values()
-    return [(p.name, p.kind, p.default) for p in parameters if p.name != "self"]
+    return [(p.name, p.kind, _shown(p.default)) for p in parameters if p.name != "self"]
+
+
+def _shown(default: Any) -> Any:
+    """A default as a stub shows it: three dots where it is no literal."""
+    is_literal = default == default and default not in (math.inf, torch.bfloat16)
+    return default if is_literal else ...
 
 
 def typed_constructors() -> dict[str, inspect.Signature]:

@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torchopt.optim.base import DerivedOptimizer
 
 from torchopt._extensions import EXTENSIONS, TARGETS, is_installed
 from torchopt.optim._meta import DerivedMetaOptimizer
-from torchopt.optim.base import DerivedOptimizer
 
 pytestmark = pytest.mark.slow
 

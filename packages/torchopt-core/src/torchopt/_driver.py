@@ -163,6 +163,10 @@ def open_step(
         learned: The hyperparameters that are tensors.
     """
     active: list[int] | None = None
+    if params is not None and chain.joint:
+        # one vector has a gradient, zero where the loss does not depend on it
+        pairs = zip(leaves, params, strict=True)
+        leaves = [torch.zeros_like(p) if g is None and p is not None else g for g, p in pairs]
     chosen: list[Any] = list(leaves)
     if [x for x in leaves if x is None]:
         active = [i for i, x in enumerate(leaves) if x is not None]

@@ -142,6 +142,8 @@ class GradientStep(Rule):
 
     def prepare(self, state: Any, context: Context) -> _Plan:
         rate, next_rate = self._rate(state[1], context)
+        number = _as_number(rate)  # in double precision, as in torch
+        rate = rate if number is None else number
         direction = prepare(self.direction, state[0], context._replace(lr=rate))
         decays = chosen_leaves(self.mask, context) if self._decays else None
         return _Plan(rate, next_rate, decays, direction)

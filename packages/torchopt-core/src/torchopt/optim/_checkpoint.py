@@ -16,8 +16,9 @@ __all__ = ["check_owner", "loaded_options", "loaded_rows", "plain_options", "pla
 _PLAIN = (int, float, str, bool, torch.Tensor, type(None))
 # kept as the optimizer has them
 _OWN = {"params", "param_names"}
-# what `torch.optim` counts where it is not needed here, or keeps for an option that is off
-_IGNORED = {"step", "max_exp_avg_sq"}
+# what `torch.optim` counts where it is not needed here, keeps for an option that is off, or computes
+# in (L-BFGS)
+_IGNORED = {"step", "max_exp_avg_sq", "al"}
 
 
 def plain_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def _loaded_row(
                 loaded[entry.name] = torch.tensor(
                     int(entry.missing), dtype=torch.int64, device="cpu"
                 )
-            elif entry.name == "step":
+            elif entry.name == "step" and not layout.is_partitioned:
                 raise ValueError(
                     f"the state dict belongs to another optimizer: for {where} it has no `step`"
                 )

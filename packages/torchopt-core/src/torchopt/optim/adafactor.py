@@ -162,7 +162,9 @@ def _precise(x: torch.Tensor) -> torch.Tensor:
 
 def _beside(x: Any, p: torch.Tensor) -> torch.Tensor:
     dtype = torch.float32 if p.dtype in HALF else p.dtype
-    return torch.as_tensor(x, device=p.device).to(dtype)
+    if isinstance(x, torch.Tensor):
+        return x.to(p.device, dtype)
+    return torch.tensor(x, dtype=dtype, device=p.device)
 
 
 def _average(average: torch.Tensor, x: torch.Tensor, weight: Any, context: Context) -> torch.Tensor:

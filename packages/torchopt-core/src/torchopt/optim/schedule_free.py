@@ -94,7 +94,7 @@ class ScheduleFreeRule(Rule):
                 "`schedule_free` needs an optimizer with one learning rate, a number or a 0-dim "
                 f"tensor, got {type(rate).__name__}"
             )
-        rate = torch.as_tensor(rate, device="cpu").to(torch.float64)
+        rate = torch.as_tensor(rate, dtype=torch.float64, device="cpu")
         lr_max = torch.maximum(state.lr_max, rate)
         weight = (state.count + 1).to(torch.float64) ** self.r * lr_max**self.weight_lr_power
         weight_sum = state.weight_sum + weight
