@@ -1,14 +1,22 @@
-"""A step as one node of the autograd graph.
+"""A step as one node of the autograd graph, and its derivatives as further ones.
 
-With :math:`F` the step and :math:`B(x, \\bar y) = F'(x)^T \\bar y` its backward pass, forward mode
-over each closes the derivatives, because second derivatives are symmetric:
+With :math:`F` the step, :math:`B(x, \\bar y) = F'(x)^T \\bar y` its backward pass, and :math:`\\dot F`
+and :math:`\\dot B` their forward mode,
 
 .. math::
-    B_x(x, \\bar y)^T w = \\tfrac{d}{d\\epsilon} B(x + \\epsilon w, \\bar y), \\qquad
-    B_{\\bar y}(x, \\bar y)^T w = F'(x)\\, w .
+    \\dot F(x, \\dot x) = F'(x)\\, \\dot x, \\qquad
+    \\dot B(x, \\bar y, \\dot x, \\dot{\\bar y})
+        = \\tfrac{d}{d\\epsilon} B(x + \\epsilon \\dot x, \\bar y + \\epsilon \\dot{\\bar y}),
 
-So `Forward` and `Backward` are differentiated by kernels. Derivatives of higher order, and those
-inside of `torch.func` transforms, are taken of the step in `torchopt`'s own arithmetic.
+these four, which are what the kernels compute, are all that second derivatives need, because these
+are symmetric:
+
+.. math::
+    B_x^T w &= \\dot B(x, \\bar y, w, 0), & \\qquad B_{\\bar y}^T w &= \\dot F(x, w), \\\\
+    \\dot F_x^T w &= \\dot B(x, w, \\dot x, 0), & \\qquad \\dot F_{\\dot x}^T w &= B(x, w) .
+
+Those of :math:`\\dot B`, and the forward mode of :math:`\\dot F`, are taken of the step in
+`torchopt`'s own arithmetic.
 """
 
 from __future__ import annotations
@@ -19,27 +27,16 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd import forward_ad
 
-from torchopt._workspace import is_transforming
 from torchopt_accel import _native
-from torchopt_accel._passes import (
-    BackwardCall,
-    backward,
-    composite_backward,
-    cotangents_of_backward,
-    flat,
-    has_nested_tangents,
-    place,
-    replayed_backward,
-    tangents_of_backward,
-    tangents_of_forward,
-)
+from torchopt_accel._levels import LeveledFunction, has_nested_tangents, is_transforming, run
+from torchopt_accel._passes import Call, Tensors, flat
 from torchopt_accel._step import NotCoveredError, Step, Stream, chunks
 
 __all__ = ["apply"]
 
 
 class _Call(NamedTuple):
-    """What a function is called with, beside tensors."""
+    """What the step is called with, beside tensors."""
 
     step: Step
     #: The streams that the tensors are, where they are at hand.
@@ -53,17 +50,19 @@ def apply(step: Step, streams: list[Stream]) -> list[list[torch.Tensor]]:
         step: The step.
         streams: The gradients, the parameters or None, and each state.
     """
-    tensors = flat(streams)
-    if is_transforming() and has_nested_tangents():
+    tensors: Any = flat(streams)
+    found: Any
+    if not is_transforming():
+        found = Forward.apply_plainly(_Call(step, streams), *tensors)
+    elif has_nested_tangents():
+        # the tangents of tangents would be taken of this arithmetic, at twice the cost
         found = step.composite(*tensors)
-    elif is_transforming():
-        found = Forward.apply(_Call(step, None), *tensors)  # type: ignore[no-untyped-call]
     else:
-        found = _apply_forward(_Call(step, streams), *tensors)
+        found = run(Forward, _Call(step, None), tensors)
     return chunks(found, step.leaves)
 
 
-class Forward(torch.autograd.Function):
+class Forward(LeveledFunction):
     """The step."""
 
     @staticmethod
@@ -79,91 +78,110 @@ class Forward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.step = step = inputs[0].step
-        ctx.transformed = inputs[0].streams is None
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*step.saved(inputs[1:]))
-        if forward_ad._current_level >= 0 or is_transforming():
+        if forward_ad._current_level >= 0:
             ctx.save_for_forward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: torch.Tensor | None) -> tuple[Any, ...]:
         step: Step = ctx.step
-        n = step.leaves
-        needed = ctx.needs_input_grad[1:]
-        streams = [*place(step.kept, ctx.saved_tensors, n), *chunks(cotangents, n)]
-        if torch.is_grad_enabled() or ctx.transformed or is_transforming():
-            found = _differentiable_backward(step, needed, streams)
-        else:
-            try:
-                found = backward(step, needed, streams)
-            except NotCoveredError:  # cotangents of `is_grads_batched=True` show no memory
-                found = replayed_backward(step, needed, streams)
-        if step.with_params and step.passes_params:
+        n, needed = step.leaves, ctx.needs_input_grad[1:]
+        saved = iter(chunks(ctx.saved_tensors, n))
+        streams = [next(saved) if keep else None for keep in step.kept]
+        passes = step.with_params and step.passes_params
+        if passes or not step.with_params:
+            params = (False,) * n
+            needed = (*needed[:n], *params, *needed[2 * n if passes else n :])
+        found = _evaluate(step, _native.BACKWARD, [*streams, *chunks(cotangents, n)], needed)
+        if passes:
             return None, *found[:n], *cotangents[:n], *found[2 * n :]
+        if not step.with_params:
+            return None, *found[:n], *found[2 * n :]
         return None, *found
 
     @staticmethod
-    def jvp(ctx: Any, _: None, *tangents: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-        return tangents_of_forward(ctx.step, ctx.saved_tensors, tangents)
+    def tangents(call: _Call, tensors: Tensors, tangents: Tensors) -> Tensors:
+        return _tangents_of_step(call.step, tensors, tangents)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, call: _Call, *tensors: Any) -> tuple[Any, Any]:
-        batched = _batched(info.batch_size, in_dims[1:], tensors)
-        outputs = Forward.apply(call, *batched)  # type: ignore[no-untyped-call]
-        return outputs, tuple(0 for _ in outputs)
+    def jvp(ctx: Any, _: None, *tangents: torch.Tensor | None) -> tuple[Any, ...]:
+        return tuple(_tangents_of_step(ctx.step, ctx.saved_tensors, tangents))
 
 
-class Backward(torch.autograd.Function):
-    """The backward pass of the step: from its inputs, and the cotangents of its outputs."""
+_empty_like = torch.empty_like
+
+
+def _tangents_of_step(step: Step, tensors: Tensors, tangents: Tensors) -> Tensors:
+    streams = [*step.split(tensors), *step.split(tangents)]
+    needed = (True,) * (step.leaves * (step.inputs - 1))
+    return _evaluate(step, _native.FORWARD_TANGENT, streams, needed)
+
+
+class Pass(LeveledFunction):
+    """Another operation of the kernels."""
 
     @staticmethod
-    def forward(
-        call: BackwardCall, *tensors: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, ...]:
-        return tuple(backward(call.step, call.needed, call.streams(tensors)))
+    def forward(call: Call, *tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        return tuple(call.evaluate(call.streams(tensors)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.call, *tensors = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
-        if forward_ad._current_level >= 0 or is_transforming():
+        if forward_ad._current_level >= 0:
             ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: torch.Tensor | None) -> tuple[Any, ...]:
-        return None, *cotangents_of_backward(ctx.call, ctx.saved_tensors, cotangents)
+        call: Call = ctx.call
+        step, n, inputs = call.step, call.step.leaves, call.step.inputs
+        if call.operation == _native.BACKWARD_TANGENT:
+            return None, *call.cotangents(ctx.saved_tensors, cotangents)
+        streams = call.streams(ctx.saved_tensors)
+        needed = [row or [False] * n for row in call.streams(ctx.needs_input_grad[1:])]
+        x, others, w = streams[:inputs], streams[inputs:], chunks(cotangents, n)
+        nothing: list[Stream] = [None] * (inputs - 1)
+        if call.operation == _native.BACKWARD:
+            first = (_native.BACKWARD_TANGENT, [*x, *others, *w, *nothing])
+            second = (_native.FORWARD_TANGENT, [*x, *w])
+        else:
+            first = (_native.BACKWARD_TANGENT, [*x, *w, *others, *nothing])
+            second = (_native.BACKWARD, [*x, *w])
+        found = [
+            *_evaluate(step, *first, flat(needed[:inputs])),
+            *_evaluate(step, *second, flat(needed[inputs:])),
+        ]
+        there = zip(chunks(found, n), call.present, strict=True)
+        return None, *[y for row, present in there if present for y in row]
+
+    @staticmethod
+    def tangents(call: Call, tensors: Tensors, tangents: Tensors) -> Tensors:
+        if call.operation != _native.BACKWARD:
+            return call.tangents(tensors, tangents)
+        streams = [*call.streams(tensors), *call.streams(tangents)]
+        return _evaluate(call.step, _native.BACKWARD_TANGENT, streams, call.needed)
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: torch.Tensor | None) -> tuple[Any, ...]:
-        return tangents_of_backward(ctx.call, ctx.saved_tensors, tangents)
+        return tuple(Pass.tangents(ctx.call, ctx.saved_tensors, tangents))
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, call: BackwardCall, *tensors: Any) -> tuple[Any, Any]:
-        batched = _batched(info.batch_size, in_dims[1:], tensors)
-        outputs = Backward.apply(call, *batched)  # type: ignore[no-untyped-call]
-        return outputs, tuple(None if x is None else 0 for x in outputs)
+    def composite(call: Call, tensors: Tensors) -> Tensors:
+        return call.composite(tensors)
 
 
-# Outside of transforms, `torch.autograd.Function.apply` only binds keyword arguments before it
-# calls this, which takes longer than the step of a small network.
-_apply_forward: Any = super(torch.autograd.Function, Forward).apply
-_empty_like = torch.empty_like
-
-
-def _differentiable_backward(
-    step: Step, needed: Sequence[bool], streams: list[Stream]
-) -> Sequence[torch.Tensor | None]:
-    call = BackwardCall(step, [stream is not None for stream in streams], needed)
-    if is_transforming() and has_nested_tangents():
-        return composite_backward(call, flat(streams))
-    found: tuple[torch.Tensor | None, ...] = Backward.apply(call, *flat(streams))  # type: ignore[no-untyped-call]
-    return found
-
-
-def _batched(size: int, in_dims: Sequence[int | None], tensors: Sequence[Any]) -> list[Any]:
-    """Return the tensors with the batch dimension in front: a batch is a larger leaf."""
-    return [
-        None if x is None else x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
-        for x, dim in zip(tensors, in_dims, strict=True)
-    ]
+def _evaluate(
+    step: Step, operation: int, streams: Sequence[Stream], needed: Sequence[bool]
+) -> Tensors:
+    """Return what an operation makes; differentiable where a graph or a transform asks for it."""
+    if True not in needed:
+        return [None] * len(needed)
+    call, tensors = Call.over(step, operation, streams, needed)
+    if not torch.is_grad_enabled() and not is_transforming():
+        try:
+            return call.evaluate(streams)
+        except NotCoveredError:  # batched cotangents, and what a transform that has ended wrapped
+            pass
+    return run(Pass, call, tensors)

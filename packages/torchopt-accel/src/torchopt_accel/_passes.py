@@ -1,7 +1,7 @@
-"""The passes of a step: backward, and the tangents of forward and backward.
+"""The passes of a step beside the step itself: backward, and the tangents of forward and backward.
 
-Each is one operation of the kernels; the higher derivatives are taken of the step in `torchopt`'s
-own arithmetic.
+Each is one operation of the kernels, and has the same in `torchopt`'s own arithmetic, which is
+differentiable to any order.
 """
 
 from __future__ import annotations
@@ -10,42 +10,136 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch._C._functorch import TransformType, get_interpreter_stack
 
-from torchopt._workspace import is_transforming
 from torchopt_accel import _native
 from torchopt_accel._step import Step, Stream, chunks
 
-__all__ = [
-    "BackwardCall",
-    "backward",
-    "composite_backward",
-    "cotangents_of_backward",
-    "flat",
-    "has_nested_tangents",
-    "place",
-    "replayed_backward",
-    "tangents_of_backward",
-    "tangents_of_forward",
-]
+__all__ = ["Call", "Tensors", "flat"]
 
 _vjp: Any = torch.func.vjp  # typed as if it returned a third value
+_empty_like: Any = torch.empty_like
 
 Tensors: TypeAlias = "Sequence[torch.Tensor | None]"
+Function: TypeAlias = "Callable[..., tuple[torch.Tensor, ...]]"
 
 
-class BackwardCall(NamedTuple):
-    """What the backward pass is called with, beside tensors."""
+class Call(NamedTuple):
+    """An operation of the kernels, without its tensors.
+
+    Operations take the input streams of the step :math:`x` (gradients, parameters, states), as many
+    cotangents :math:`\\bar y` as the step has results, and tangents of some of these.
+    """
 
     step: Step
-    #: Whether each stream (the inputs of the step, and the cotangents of its outputs) is there.
-    present: list[bool]
-    #: Whether each input of the step needs a cotangent.
-    needed: Sequence[bool]
+    operation: int
+    #: Whether each stream that the kernel takes is there.
+    present: tuple[bool, ...]
+    #: Whether each tensor that the kernel makes is needed.
+    needed: tuple[bool, ...]
 
-    def streams(self, tensors: Sequence[Any]) -> list[Stream]:
-        """Return all streams, given the tensors of those that are there."""
-        return place(self.present, tensors, self.step.leaves)
+    @staticmethod
+    def over(
+        step: Step, operation: int, streams: Sequence[Stream], needed: Sequence[bool]
+    ) -> tuple[Call, list[Any]]:
+        """Return the call and its tensors, given each stream."""
+        present = tuple([stream is not None for stream in streams])
+        return Call(step, operation, present, tuple(needed)), flat(streams)
+
+    def streams(self, tensors: Tensors) -> list[Stream]:
+        """Return the streams that the kernel takes."""
+        cut = iter(chunks(tensors, self.step.leaves))
+        return [next(cut) if there else None for there in self.present]
+
+    def evaluate(self, streams: Sequence[Stream]) -> list[torch.Tensor | None]:
+        """Return what the kernel makes; None for what is not needed.
+
+        Raises:
+            NotCoveredError: If there is no kernel for these tensors.
+        """
+        n = self.step.leaves
+        some = self._likes(streams)
+        outputs: list[Any]
+        if False in self.needed or [x for x in some if x is None]:
+            outputs = [
+                [_empty_like(x) if want and x is not None else None for x, want in pairs]
+                for pairs in [zip(some, row, strict=True) for row in chunks(self.needed, n)]
+            ]
+        else:
+            outputs = [[_empty_like(x) for x in some] for _ in range(len(self.needed) // n)]
+        self.step.run(self.operation, streams, outputs)
+        return flat(outputs)
+
+    def composite(self, tensors: Tensors) -> list[torch.Tensor | None]:
+        """Return what :meth:`evaluate` returns, in `torchopt`'s own arithmetic."""
+        function, given, kept = self.function(tensors)
+        found = iter(function(*given))
+        return [next(found) if keep else None for keep in kept]
+
+    def cotangents(self, tensors: Tensors, cotangents: Tensors) -> list[torch.Tensor | None]:
+        """Return the cotangents of the tensors, in `torchopt`'s own arithmetic."""
+        function, given, kept = self.function(tensors)
+        results, pull = _vjp(function, *given)
+        bars = [bar for bar, keep in zip(cotangents, kept, strict=True) if keep]
+        found = iter(pull(tuple(map(_or_zeros, results, bars))))
+        return [None if x is None else next(found) for x in tensors]
+
+    def tangents(self, tensors: Tensors, tangents: Tensors) -> list[torch.Tensor | None]:
+        """Return the tangents of what the kernel makes, in `torchopt`'s own arithmetic."""
+        function, given, kept = self.function(tensors)
+        dots = [dot for x, dot in zip(tensors, tangents, strict=True) if x is not None]
+        found = iter(_jvp(function, given, list(map(_or_zeros, given, dots))))
+        return [next(found) if keep else None for keep in kept]
+
+    def function(self, tensors: Tensors) -> tuple[Function, list[torch.Tensor], list[bool]]:
+        """Return the operation in `torchopt`'s own arithmetic.
+
+        Returns:
+            It as a function of those tensors that are not None; these; and which of the tensors
+            that the kernel makes it returns.
+        """
+        step, n = self.step, self.step.leaves
+        some = self._likes(self.streams(tensors))
+        kept = [want and some[i % n] is not None for i, want in enumerate(self.needed)]
+        evaluate = _COMPOSITES[self.operation]
+
+        def function(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            remaining = iter(given)
+            found = evaluate(
+                step, self._filled([None if x is None else next(remaining) for x in tensors])
+            )
+            return tuple([x for x, keep in zip(found, kept, strict=True) if keep])
+
+        return function, [x for x in tensors if x is not None], kept
+
+    def _likes(self, streams: Sequence[Stream]) -> Sequence[torch.Tensor | None]:
+        """Return for each leaf a tensor like those that the kernel makes.
+
+        None where these are zero for want of a cotangent.
+        """
+        n, inputs = self.step.leaves, self.step.inputs
+        some = _some(streams, n)
+        if self.operation == _native.FORWARD_TANGENT:
+            return some
+        half = len(streams) // 2
+        bars = streams[inputs:]
+        if self.operation == _native.BACKWARD_TANGENT:
+            bars = [*streams[inputs:half], *streams[half + inputs :]]
+        reached = _some(bars, n)
+        if not [x for x in reached if x is None]:
+            return some
+        return [x if bar is not None else None for x, bar in zip(some, reached, strict=True)]
+
+    def _filled(self, tensors: Tensors) -> list[list[torch.Tensor]]:
+        """Return the streams, with zeros where there is none.
+
+        What a derivative does not depend on was not saved.
+        """
+        streams, n = self.streams(tensors), self.step.leaves
+        zeros = [
+            torch.zeros(()) if x is None else torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+            for x in _some(streams, n)
+        ]
+        return [list(map(_or_zeros, zeros, stream or [None] * n)) for stream in streams]
 
 
 def flat(streams: Sequence[Stream]) -> list[Any]:
@@ -53,108 +147,12 @@ def flat(streams: Sequence[Stream]) -> list[Any]:
     return [x for stream in streams if stream is not None for x in stream]
 
 
-def place(present: Sequence[bool], tensors: Sequence[Any], size: int) -> list[Stream]:
-    """Return all streams, given the tensors of those that are ``present``."""
-    cut = iter(chunks(tensors, size))
-    return [next(cut) if there else None for there in present]
-
-
-def has_nested_tangents() -> bool:
-    """Return whether forward mode runs inside of forward mode.
-
-    There `torch.autograd.Function` loses the outer tangents: its `jvp` is not differentiated.
-    """
-    stack = get_interpreter_stack() or ()
-    return len([x for x in stack if x.key() == TransformType.Jvp]) > 1
-
-
-def backward(
-    step: Step, needed: Sequence[bool], streams: Sequence[Stream]
-) -> list[torch.Tensor | None]:
-    """Return the cotangents of the inputs that are needed; see :class:`BackwardCall`."""
-    outputs = _empty(_wanted(step, needed, streams))
-    step.run(_native.BACKWARD, streams, _padded(step, outputs))
-    return flat(outputs)
-
-
-def replayed_backward(
-    step: Step, needed: Sequence[bool], streams: Sequence[Stream]
-) -> list[torch.Tensor | None]:
-    """Return what :func:`backward` returns, by recording the step anew."""
-    wanted = flat(_wanted(step, needed, streams))
-    inputs, cotangents = _filled(step, streams)
-    with torch.enable_grad():
-        given = [x.detach().requires_grad_() for x in flat(inputs)]
-        results = step.composite(*given)
-        found = torch.autograd.grad(results, given, flat(cotangents))
-    return [None if like is None else x for like, x in zip(wanted, found, strict=True)]
-
-
-def composite_backward(call: BackwardCall, tensors: Tensors) -> list[torch.Tensor | None]:
-    """Return what :func:`backward` returns, in `torchopt`'s own arithmetic."""
-    function, primals, kept = _composite_backward(call, tensors)
-    found = iter(function(*primals))
-    return [next(found) if keep else None for keep in kept]
-
-
-def cotangents_of_backward(
-    call: BackwardCall, tensors: Tensors, cotangents: Tensors
-) -> list[torch.Tensor | None]:
-    """Return the cotangents of what the backward pass takes, given those of what it returns."""
-    step = call.step
-    streams = call.streams(tensors)
-    if _is_differentiated(*tensors, *cotangents):
-        function, primals, kept = _composite_backward(call, tensors)
-        results, pull = _vjp(function, *primals)
-        given = [w for w, keep in zip(cotangents, kept, strict=True) if keep]
-        found = iter(pull(tuple(map(_or_zeros, results, given))))
-        return [None if x is None else next(found) for x in tensors]
-
-    inputs, bars = streams[: step.inputs], streams[step.inputs :]
-    dots = _padded(step, chunks(cotangents, step.leaves))
-    inputs_bar, bars_bar = _empty(inputs), _empty(bars)
-    nothing: list[Stream] = [None] * len(bars)
-    step.run(_native.BACKWARD_TANGENT, [*streams, *dots, *nothing], inputs_bar)
-    step.run(_native.FORWARD_TANGENT, [*inputs, *dots], bars_bar)
-    return flat([*inputs_bar, *bars_bar])
-
-
-def tangents_of_backward(
-    call: BackwardCall, tensors: Tensors, tangents: Tensors
-) -> tuple[torch.Tensor | None, ...]:
-    """Return the tangents of what the backward pass returns."""
-    step = call.step
-    if _is_differentiated(*tensors, *tangents):
-        function, primals, kept = _composite_backward(call, tensors)
-        given = [dot for x, dot in zip(tensors, tangents, strict=True) if x is not None]
-        dots = list(map(_or_zeros, primals, given))
-        found = iter(_jvp(function, primals, dots))
-        return tuple(next(found) if keep else None for keep in kept)
-    streams = call.streams(tensors)
-    outputs = _empty(_wanted(step, call.needed, streams))
-    inputs = [*streams, *call.streams(tangents)]
-    step.run(_native.BACKWARD_TANGENT, inputs, _padded(step, outputs))
-    return tuple(flat(outputs))
-
-
-def tangents_of_forward(
-    step: Step, tensors: Sequence[torch.Tensor], tangents: Tensors
-) -> tuple[torch.Tensor, ...]:
-    """Return the tangents of the step's outputs."""
-    if _is_differentiated(*tensors, *tangents):
-        return _jvp(step.composite, tensors, list(map(_or_zeros, tensors, tangents)))
-    inputs = step.split(tensors)
-    grads, _, *states = inputs
-    outputs = _empty([grads, *states])
-    step.run(_native.FORWARD_TANGENT, [*inputs, *step.split(tangents)], outputs)
-    return tuple(flat(outputs))
-
-
-def _is_differentiated(*tensors: torch.Tensor | None) -> bool:
-    """Return whether what is computed of these tensors now may be differentiated itself."""
-    return is_transforming() or (
-        torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    )
+def _some(streams: Sequence[Stream], leaves: int) -> Sequence[torch.Tensor | None]:
+    """Return for each leaf one of its tensors, None if there is none."""
+    there = [stream for stream in streams if stream is not None]
+    if there and not [x for x in there[0] if x is None]:
+        return there[0]
+    return [next((s[i] for s in there if s[i] is not None), None) for i in range(leaves)]
 
 
 def _or_zeros(like: torch.Tensor, x: torch.Tensor | None) -> torch.Tensor:
@@ -162,9 +160,7 @@ def _or_zeros(like: torch.Tensor, x: torch.Tensor | None) -> torch.Tensor:
 
 
 def _jvp(
-    function: Callable[..., tuple[torch.Tensor, ...]],
-    primals: Sequence[torch.Tensor],
-    tangents: Sequence[torch.Tensor],
+    function: Function, primals: Sequence[torch.Tensor], tangents: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, ...]:
     """Return the tangents of a function's results, in reverse mode alone.
 
@@ -177,74 +173,39 @@ def _jvp(
     return tuple(found)
 
 
-def _wanted(step: Step, needed: Sequence[bool], streams: Sequence[Stream]) -> list[Any]:
-    """Return for each input of the step a cotangent's like where one is needed, else None."""
-    n = step.leaves
-    cotangents: list[Any] = [stream for stream in streams[step.inputs :] if stream is not None]
-    some = cotangents[0] if cotangents else [None] * n
-    if [x for x in some if x is None]:
-        some = [next((s[i] for s in cotangents if s[i] is not None), None) for i in range(n)]
-    if False not in needed:
-        wanted = [some] * (len(needed) // n)
-    else:
-        wanted = [
-            [x if want else None for x, want in zip(some, row, strict=True)]
-            for row in chunks(needed, n)
-        ]
-    if step.with_params and step.passes_params:
-        wanted[1] = [None] * n
-    return wanted
+Streams: TypeAlias = "Sequence[Sequence[torch.Tensor]]"
 
 
-def _empty(streams: Sequence[Stream]) -> list[Stream]:
-    """Return new tensors like those of the streams."""
-    return [
-        None if s is None else [None if x is None else torch.empty_like(x) for x in s]
-        for s in streams
-    ]
+def _inputs(step: Step, streams: Streams) -> list[torch.Tensor]:
+    """Return the tensors that `Step.composite` takes."""
+    chosen = [x for k, x in enumerate(streams) if k != 1 or step.with_params]
+    return [x for stream in chosen for x in stream]
 
 
-def _padded(step: Step, streams: list[Stream]) -> list[Stream]:
-    """Return the streams for the kernels, which always have one of parameters."""
-    return streams if step.with_params else [streams[0], None, *streams[1:]]
-
-
-def _filled(step: Step, streams: Sequence[Stream]) -> tuple[list[Any], list[Any]]:
-    """Return the inputs of the step and the cotangents of its outputs, zeros where there is none.
-
-    What the derivatives do not depend on was not saved.
-    """
-    n = range(step.leaves)
-    known = [next((s[i] for s in streams if s and s[i] is not None), None) for i in n]
-    zeros = [
-        torch.zeros(()) if x is None else torch.zeros(x.shape, dtype=x.dtype, device=x.device)
-        for x in known
-    ]
-    filled = [list(map(_or_zeros, zeros, s or [None] * step.leaves)) for s in streams]
-    inputs = filled[: step.inputs]
+def _backward(step: Step, streams: Streams) -> list[torch.Tensor]:
+    _, pull = _vjp(step.composite, *_inputs(step, streams[: step.inputs]))
+    found = list(pull(tuple(flat(streams[step.inputs :]))))
     if not step.with_params:
-        del inputs[1]
-    return inputs, filled[step.inputs :]
+        n = step.leaves
+        found[n:n] = [torch.zeros_like(x) for x in streams[1]]
+    return found
 
 
-def _composite_backward(
-    call: BackwardCall, tensors: Tensors
-) -> tuple[Callable[..., Any], tuple[torch.Tensor, ...], list[bool]]:
-    """Return the backward pass in arithmetic that is differentiable to any order.
+def _forward_tangent(step: Step, streams: Streams) -> tuple[torch.Tensor, ...]:
+    half = len(streams) // 2
+    return _jvp(step.composite, _inputs(step, streams[:half]), _inputs(step, streams[half:]))
 
-    Returns:
-        It as a function of those tensors that are not None; these; and which of the inputs'
-        cotangents it returns.
-    """
-    step = call.step
-    kept = [x is not None for x in flat(_wanted(step, call.needed, call.streams(tensors)))]
 
-    def function(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        remaining = iter(given)
-        streams = call.streams([None if x is None else next(remaining) for x in tensors])
-        inputs, cotangents = _filled(step, streams)
-        _, pull = _vjp(step.composite, *flat(inputs))
-        found = pull(tuple(flat(cotangents)))
-        return tuple([x for x, keep in zip(found, kept, strict=True) if keep])
+def _backward_tangent(step: Step, streams: Streams) -> tuple[torch.Tensor, ...]:
+    def function(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(_backward(step, chunks(tensors, step.leaves)))
 
-    return function, tuple([x for x in tensors if x is not None]), kept
+    half = len(streams) // 2
+    return _jvp(function, flat(streams[:half]), flat(streams[half:]))
+
+
+_COMPOSITES: dict[int, Callable[[Step, Streams], Sequence[torch.Tensor]]] = {
+    _native.BACKWARD: _backward,
+    _native.FORWARD_TANGENT: _forward_tangent,
+    _native.BACKWARD_TANGENT: _backward_tangent,
+}
