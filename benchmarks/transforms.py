@@ -68,7 +68,8 @@ def loss(params: Params, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "adam": lambda **kwargs: torchopt.adam(1e-2, **kwargs),
-    "sgd": lambda **kwargs: torchopt.sgd(1e-2, momentum=0.9, **kwargs),
+    "sgd": lambda **kwargs: torchopt.sgd(1e-2, **kwargs),
+    "momentum": lambda **kwargs: torchopt.sgd(1e-2, momentum=0.9, **kwargs),
     "rmsprop": lambda **kwargs: torchopt.rmsprop(1e-2, **kwargs),
 }
 

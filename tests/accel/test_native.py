@@ -158,10 +158,37 @@ def test_refuses(changes: dict[str, Any], error: type[Exception], message: str) 
     assert torch.equal(ONE, torch.ones(2))
 
 
-def test_returns_the_leaves_that_lie_differently_and_runs_nothing() -> None:
+def test_returns_the_tensors_that_lie_differently_and_runs_nothing() -> None:
+    """Each as its stream, its leaf, and what it has to lie like: a result, if that is dense."""
     strided, out = torch.ones(4)[::2], torch.zeros(2)
-    assert run(inputs=[[ONE, strided], [ONE, ONE]], outputs=[[out, torch.zeros(2)]]) == [1]
+    outputs = [[out, torch.zeros(2)]]
+    found = run(inputs=[[ONE, strided], [ONE, ONE]], outputs=outputs)
+    assert [(stream, leaf) for stream, leaf, _ in found] == [(0, 1)]
+    assert found[0][2] is outputs[0][1]
     assert torch.equal(out, torch.zeros(2))
+
+
+def test_of_a_leaf_only_what_lies_differently_is_returned() -> None:
+    def channels_last() -> torch.Tensor:
+        return torch.ones(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+
+    plain, expanded = torch.ones(2, 3, 4, 5), torch.ones(()).expand(2, 3, 4, 5)
+    sliced = torch.ones(4, 3, 4, 5)[::2]
+    cases = [
+        ([channels_last(), channels_last(), channels_last()], []),
+        ([channels_last(), plain, channels_last()], [(1, 2)]),
+        ([plain, plain, channels_last()], [(0, 2), (1, 2)]),
+        ([expanded, plain, plain], [(0, 2)]),
+        ([expanded, plain, sliced], [(0, 1), (2, 1)]),
+        ([expanded, expanded, sliced], [(0, None), (1, None), (2, None)]),
+    ]
+    for (grad, param, out), expected in cases:
+        tensors = [grad, param, out]
+        found = run(inputs=[[grad], [param]], outputs=[[out]]) or []
+        assert len(found) == len(expected)
+        for (stream, leaf, like), (position, wanted) in zip(found, expected, strict=True):
+            assert (stream, leaf) == (position, 0)
+            assert like is (None if wanted is None else tensors[wanted])
 
 
 @pytest.mark.parametrize("count", [torch.zeros(1), torch.zeros(()), ONE.long()], ids=str)

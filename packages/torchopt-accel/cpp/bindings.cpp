@@ -122,6 +122,38 @@ bool gather(Py_ssize_t i, const std::vector<Stream>& inputs, const std::vector<S
   return same;
 }
 
+// Whether a tensor can be read and written element by element, in the order of `like`.
+bool lies_like(PyObject* tensor, const TensorView& like) {
+  TensorView current;
+  view(tensor, current);
+  return same_layout(like, current) && !is_negated(tensor);
+}
+
+// Lists the tensors of a leaf that do not lie as most do, as (stream, leaf, tensor to lie like);
+// the latter is None where none is dense. The layout is that of a result, which is not to be copied
+// back, or of an input.
+void list_strided(Py_ssize_t i, const std::vector<Stream>& inputs,
+                  const std::vector<Stream>& outputs, py::list& strided) {
+  std::vector<PyObject*> tensors;
+  for (const Stream& stream : inputs) tensors.push_back(stream[i]);
+  for (const Stream& stream : outputs) tensors.push_back(stream[i]);
+  const auto is_candidate = [&](PyObject* tensor, TensorView& out) {
+    if (tensor == Py_None) return false;
+    view(tensor, out);
+    return is_dense(out) && !is_negated(tensor);
+  };
+  TensorView layout;
+  PyObject* like = Py_None;
+  for (size_t k = 0; k < tensors.size() && like == Py_None; ++k) {
+    PyObject* const tensor = tensors[(k + inputs.size()) % tensors.size()];
+    if (is_candidate(tensor, layout)) like = tensor;
+  }
+  for (size_t k = 0; k < tensors.size(); ++k) {
+    if (tensors[k] == Py_None || (like != Py_None && lies_like(tensors[k], layout))) continue;
+    strided.append(py::make_tuple(k, i, py::reinterpret_borrow<py::object>(like)));
+  }
+}
+
 int row_of(const py::object& rows, Py_ssize_t i, size_t count) {
   if (rows.is_none()) return 0;
   if (!PyList_Check(rows.ptr()) || i >= PyList_GET_SIZE(rows.ptr())) {
@@ -195,7 +227,7 @@ py::object run(int operation, int rule, const py::list& coefficients, const py::
     Leaf& leaf = plan.leaves[i];
     leaf.coefficients = row_of(rows, i, plan.coefficients.size());
     const bool complete = plan.operation == Operation::kForward;
-    if (!gather(i, in, out, complete, leaf, device_index)) strided.append(i);
+    if (!gather(i, in, out, complete, leaf, device_index)) list_strided(i, in, out, strided);
   }
   if (!strided.empty()) return strided;
   if (plan.leaves.empty()) return py::none();
@@ -227,8 +259,9 @@ PYBIND11_MODULE(TORCHOPT_MODULE, module) {
   module.def("increment", &increment, py::arg("tensors"), "Add one to each of such tensors.");
   module.def("run", &run, py::arg("operation"), py::arg("rule"), py::arg("coefficients"),
              py::arg("rows"), py::arg("inputs"), py::arg("outputs"), py::arg("threads"),
-             "Run an operation of a rule on all leaves; return the positions of leaves whose "
-             "tensors are laid out differently, in which case nothing was run.");
+             "Run an operation of a rule on all leaves. Where the tensors of a leaf lie differently, "
+             "nothing is run, and those that have to be copied are returned: the stream, the leaf, "
+             "and what the copy is to lie like, None for a contiguous one.");
   py::dict rules;
   for (int i = 0; i < kRules; ++i) rules[kNames[i]] = i;
   module.attr("RULES") = rules;

@@ -70,7 +70,8 @@ class Forward(LeveledFunction):
         step, streams = call
         if streams is None:
             streams = step.split(tensors)
-        like: Any = [streams[1] or streams[0], *streams[2:]]
+        # the result lies as parameters and states do: gradients often differ from them
+        like: Any = [streams[1] or streams[-1] or streams[0], *streams[2:]]
         outputs = [[_empty_like(x) for x in stream] for stream in like]
         step.run(_native.FORWARD, streams, outputs)
         return tuple([x for stream in outputs for x in stream])

@@ -18,8 +18,7 @@ These are all private names of torch that derivatives need:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -113,14 +112,16 @@ def _descend(function: type[LeveledFunction], call: Any, tensors: Tensors) -> Te
     return rule(top, function, call, tensors)
 
 
-@contextmanager
-def _below() -> Iterator[None]:
-    """Leave the top level for a while."""
-    top = _functorch.pop_dynamic_layer_stack()
-    try:
-        yield
-    finally:
-        _functorch.push_dynamic_layer_stack(top)
+class _Below:
+    """Leaves the top level for a while; a generator would take as long as some kernels do."""
+
+    __slots__ = ("top",)
+
+    def __enter__(self) -> None:
+        self.top = _functorch.pop_dynamic_layer_stack()
+
+    def __exit__(self, *error: object) -> None:
+        _functorch.push_dynamic_layer_stack(self.top)
 
 
 def _batched(
@@ -129,7 +130,7 @@ def _batched(
     """The rule of `vmap`: a batch is a larger leaf."""
     level, size = top.level(), _functorch.CVmapInterpreterPtr(top).batchSize()
     pairs = [(None, None) if x is None else _functorch._unwrap_batched(x, level) for x in tensors]
-    with _below():
+    with _Below():
         if not [dim for _, dim in pairs if dim is not None]:
             return _descend(function, call, tensors)
         results = _descend(function, call, [_in_front(x, dim, size) for x, dim in pairs])
@@ -150,7 +151,7 @@ def _recorded(
     inner = [x if x is None else _unwrap(x, level) for x in tensors]
     tracked = [x for x, y in zip(tensors, inner, strict=True) if y is not x and x.requires_grad]  # type: ignore[union-attr]
     if not tracked or not torch.is_grad_enabled():
-        with _below():
+        with _Below():
             results = _descend(function, call, inner)
         return [None if y is None else _wrap(y, level) for y in results]
     # what is not of this level may be tracked on another one, which is not this node's business
@@ -176,7 +177,7 @@ def _forward_on_level(function: type[LeveledFunction]) -> Callable[..., Any]:
         torch._C._set_grad_enabled(_functorch.CGradInterpreterPtr(top).prevGradMode())
         torch._C._set_fwd_grad_enabled(True)
         try:
-            with _below():
+            with _Below():
                 results = _descend(function, call, inner)
         finally:
             torch._C._set_grad_enabled(False)
@@ -198,7 +199,7 @@ def _dual(top: Any, function: type[LeveledFunction], call: Any, tensors: Tensors
                 tangents[k] = None if tangent is None else _unwrap(tangent, level)
     torch._C._set_fwd_grad_enabled(enabled and _functorch.CJvpInterpreterPtr(top).prevFwdGradMode())
     try:
-        with _below():
+        with _Below():
             results = _descend(function, call, inner)
             dots: Tensors = [None] * len(results)
             if [x for x in tangents if x is not None]:
@@ -223,11 +224,11 @@ _RULES: dict[TransformType, Callable[..., Tensors]] = {
 
 def _on_the_ground(function: type[LeveledFunction], call: Any, tensors: Tensors) -> Tensors:
     """Apply the function below all levels, where plain autograd records it."""
-    if [x for x in tensors if x is not None and _is_batched(x)]:
-        return _with_batched_cotangents(function, call, tensors)
     try:
         results: Tensors = function.apply_plainly(call, *tensors)
-    except NotCoveredError:
+    except NotCoveredError:  # batched cotangents, too, whose memory cannot be read
+        if [x for x in tensors if x is not None and _is_batched(x)]:
+            return _with_batched_cotangents(function, call, tensors)
         if function.composite is None:
             raise
         return function.composite(call, tensors)

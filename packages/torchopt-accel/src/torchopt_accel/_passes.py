@@ -117,13 +117,13 @@ class Call(NamedTuple):
         None where these are zero for want of a cotangent.
         """
         n, inputs = self.step.leaves, self.step.inputs
-        some = _some(streams, n)
+        # states lie as parameters do; gradients and cotangents often differ from them
+        some = _some([*reversed(streams[:inputs]), *streams[inputs:]], n)
         if self.operation == _native.FORWARD_TANGENT:
             return some
-        half = len(streams) // 2
-        bars = streams[inputs:]
+        bars = streams[inputs : 2 * inputs - 1]
         if self.operation == _native.BACKWARD_TANGENT:
-            bars = [*streams[inputs:half], *streams[half + inputs :]]
+            bars = [*bars, *streams[3 * inputs - 1 :]]
         reached = _some(bars, n)
         if not [x for x in reached if x is None]:
             return some

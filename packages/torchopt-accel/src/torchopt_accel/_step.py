@@ -6,7 +6,7 @@ The step is a function of streams, each a list with one tensor for each leaf:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
@@ -104,16 +104,14 @@ class Step(NamedTuple):
             strided = call(operation, rule, coefficients, self.row_of, inputs, outputs, threads)
             if strided is None:
                 return
-            dense = [_dense(stream, strided, _copy) for stream in inputs]
-            results = [_dense(stream, strided, _empty) for stream in outputs]
+            streams, targets = _alike([*inputs, *outputs], len(inputs), strided)
+            dense, results = streams[: len(inputs)], streams[len(inputs) :]
             call(operation, rule, coefficients, self.row_of, dense, results, threads)
         except (TypeError, ValueError) as error:
             raise NotCoveredError(str(error)) from error
         with torch.no_grad():
-            for stream, result in zip(outputs, results, strict=True):
-                for i in strided:
-                    if stream is not None and (target := stream[i]) is not None:
-                        target.copy_(result[i])  # type: ignore[index]
+            for target, result in targets:
+                target.copy_(result)
 
     def composite(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return what the forward operation returns, differentiable to any order."""
@@ -121,7 +119,7 @@ class Step(NamedTuple):
         grads, params, *moments = every
         row_of = [0] * self.leaves if self.row_of is None else self.row_of
         rows = [self.rows[k] for k in row_of]
-        grads = [row.sign * g for row, g in zip(rows, grads, strict=True)]
+        grads = [g if row.sign == 1 else row.sign * g for row, g in zip(rows, grads, strict=True)]
         if params is not None:
             terms = zip(rows, grads, params, strict=True)
             grads = [g + row.decay * p if row.decay else g for row, g, p in terms]
@@ -131,30 +129,45 @@ class Step(NamedTuple):
         counts = [torch.tensor(row.number - 1) for row in rows]
         state = self.kernel.assemble(moments, counts)
         direction, state = self.rule.update(Direction(grads), state, None, work)
-        out = [row.beta * d for row, d in zip(rows, direction.materialize(work), strict=True)]
-        if params is not None:
+        out = direction.materialize(work)
+        if params is None:
+            out = [row.beta * d for row, d in zip(rows, out, strict=True)]
+        else:
             terms = zip(rows, out, params, strict=True)
-            out = [x + row.alpha * p if row.alpha else x for row, x, p in terms]
+            out = [_shifted(row.alpha, p, row.beta, d) for row, d, p in terms]
         moments, _ = self.kernel.take_apart(state if self.kernel.chained else (state,))
         return (*out, *(x for stream in moments for x in stream))
 
 
-def _copy(x: torch.Tensor) -> torch.Tensor:
-    return x.resolve_neg().clone(memory_format=torch.contiguous_format)
+def _shifted(alpha: float, p: torch.Tensor, beta: float, d: torch.Tensor) -> torch.Tensor:
+    """Return ``alpha * p + beta * d``; where ``alpha`` is 0, ``p`` may be infinite."""
+    if alpha == 0:
+        return beta * d
+    return torch.add(p if alpha == 1 else alpha * p, d, alpha=beta)
 
 
-def _empty(x: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+def _alike(
+    streams: list[Any], inputs: int, strided: Sequence[tuple[int, int, torch.Tensor | None]]
+) -> tuple[list[Stream], list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Return streams whose leaves lie alike, and results with what has to be copied to them.
 
-
-def _dense(
-    stream: Stream, positions: list[int], make: Callable[[torch.Tensor], torch.Tensor]
-) -> list[torch.Tensor | None] | None:
-    """Return the stream with contiguous tensors, made of its own, at some positions."""
-    if stream is None:
-        return None
-    changed = list(stream)
-    for i in positions:
-        if (x := changed[i]) is not None:
-            changed[i] = make(x.detach())
-    return changed
+    Args:
+        streams: The inputs, then the outputs.
+        inputs: The number of inputs.
+        strided: The stream and the leaf of each tensor that has to be replaced, and a tensor that
+            the new one is to lie like.
+    """
+    targets = []
+    changed = {k: list(streams[k]) for k in {k for k, _, _ in strided}}
+    for k, i, like in strided:
+        old = changed[k][i].detach()
+        if like is None:
+            new = torch.empty_like(old, memory_format=torch.contiguous_format)
+        else:
+            new = torch.empty_like(like.detach())
+        if k < inputs:
+            new.copy_(old)
+        else:
+            targets.append((old, new))
+        changed[k][i] = new
+    return [changed.get(k, stream) for k, stream in enumerate(streams)], targets
