@@ -1,7 +1,7 @@
 """A step as one node of the autograd graph, and its derivatives as further ones.
 
-With :math:`F` the step, :math:`B(x, \\bar y) = F'(x)^T \\bar y` its backward pass, and :math:`\\dot F`
-and :math:`\\dot B` their forward mode,
+With :math:`F` the step, :math:`B(x, \\bar y) = F'(x)^T \\bar y` its backward pass, and
+:math:`\\dot F` and :math:`\\dot B` their forward mode,
 
 .. math::
     \\dot F(x, \\dot x) = F'(x)\\, \\dot x, \\qquad
@@ -28,7 +28,13 @@ import torch
 from torch.autograd import forward_ad
 
 from torchopt_accel import _native
-from torchopt_accel._levels import LeveledFunction, has_nested_tangents, is_transforming, run
+from torchopt_accel._levels import (
+    LeveledFunction,
+    has_nested_tangents,
+    has_wrapped,
+    is_transforming,
+    run,
+)
 from torchopt_accel._passes import Call, Tensors, flat
 from torchopt_accel._step import NotCoveredError, Step, Stream, chunks
 
@@ -79,8 +85,14 @@ class Forward(LeveledFunction):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.step = step = inputs[0].step
+        ctx.kept = step.kept
+        if not step.decays and step.with_params:
+            needed, n = ctx.needs_input_grad[1:], step.leaves
+            if True not in needed[:n] and True not in needed[2 * n :]:
+                # the parameters' cotangents depend on nothing: gradients were detached
+                ctx.kept = (False,) * step.inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*step.saved(inputs[1:]))
+        ctx.save_for_backward(*step.saved(inputs[1:], ctx.kept))
         if forward_ad._current_level >= 0:
             ctx.save_for_forward(*inputs[1:])
 
@@ -89,7 +101,7 @@ class Forward(LeveledFunction):
         step: Step = ctx.step
         n, needed = step.leaves, ctx.needs_input_grad[1:]
         saved = iter(chunks(ctx.saved_tensors, n))
-        streams = [next(saved) if keep else None for keep in step.kept]
+        streams = [next(saved) if keep else None for keep in ctx.kept]
         passes = step.with_params and step.passes_params
         if passes or not step.with_params:
             params = (False,) * n
@@ -107,7 +119,9 @@ class Forward(LeveledFunction):
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: torch.Tensor | None) -> tuple[Any, ...]:
-        return tuple(_tangents_of_step(ctx.step, ctx.saved_tensors, tangents))
+        step: Step = ctx.step
+        found = _tangents_of_step(step, ctx.saved_tensors, tangents)
+        return _or_zeros(found, ctx.saved_tensors[: step.leaves])
 
 
 _empty_like = torch.empty_like
@@ -141,7 +155,7 @@ class Pass(LeveledFunction):
         if call.operation == _native.BACKWARD_TANGENT:
             return None, *call.cotangents(ctx.saved_tensors, cotangents)
         streams = call.streams(ctx.saved_tensors)
-        needed = [row or [False] * n for row in call.streams(ctx.needs_input_grad[1:])]
+        needed = [row or [False] * n for row in call.rows(ctx.needs_input_grad[1:])]
         x, others, w = streams[:inputs], streams[inputs:], chunks(cotangents, n)
         nothing: list[Stream] = [None] * (inputs - 1)
         if call.operation == _native.BACKWARD:
@@ -166,11 +180,26 @@ class Pass(LeveledFunction):
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: torch.Tensor | None) -> tuple[Any, ...]:
-        return tuple(Pass.tangents(ctx.call, ctx.saved_tensors, tangents))
+        call: Call = ctx.call
+        found = Pass.tangents(call, ctx.saved_tensors, tangents)
+        likes = call.likes(call.streams(ctx.saved_tensors))
+        every = [*likes] * (len(call.needed) // call.step.leaves)
+        return _or_zeros(found, [x if n else None for x, n in zip(every, call.needed, strict=True)])
 
     @staticmethod
     def composite(call: Call, tensors: Tensors) -> Tensors:
         return call.composite(tensors)
+
+
+def _or_zeros(found: Tensors, likes: Tensors) -> tuple[torch.Tensor | None, ...]:
+    """Return tangents with zeros where there is none: torch takes None for no result only."""
+    every = [*likes] * (len(found) // len(likes))
+    return tuple(
+        [
+            torch.zeros_like(like) if x is None and like is not None else x
+            for x, like in zip(found, every, strict=True)
+        ]
+    )
 
 
 def _evaluate(
@@ -180,9 +209,12 @@ def _evaluate(
     if True not in needed:
         return [None] * len(needed)
     call, tensors = Call.over(step, operation, streams, needed)
-    if not torch.is_grad_enabled() and not is_transforming():
-        try:
-            return call.evaluate(streams)
-        except NotCoveredError:  # batched cotangents, and what a transform that has ended wrapped
-            pass
+    recorded = torch.is_grad_enabled() or forward_ad._current_level >= 0 or is_transforming()
+    if not recorded:
+        count = step.leaves * sum(call.present[: step.inputs])
+        if not has_wrapped(tensors[:count], tensors[count:]):
+            try:
+                return call.evaluate(streams)
+            except NotCoveredError:
+                return call.composite(tensors)
     return run(Pass, call, tensors)

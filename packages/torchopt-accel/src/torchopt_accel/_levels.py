@@ -29,7 +29,7 @@ from torch.autograd.function import _SingleLevelFunction
 
 from torchopt_accel._step import NotCoveredError
 
-__all__ = ["LeveledFunction", "has_nested_tangents", "is_transforming", "run"]
+__all__ = ["LeveledFunction", "has_nested_tangents", "has_wrapped", "is_transforming", "run"]
 
 Tensors: TypeAlias = "Sequence[torch.Tensor | None]"
 
@@ -37,6 +37,8 @@ Tensors: TypeAlias = "Sequence[torch.Tensor | None]"
 _BATCH_LEVELS = 64
 
 _torch: Any = torch
+_make_dual: Any = forward_ad.make_dual
+_unpack_dual: Any = forward_ad.unpack_dual
 _peek = _functorch.peek_interpreter_stack
 _unwrap = _functorch._unwrap_for_grad
 _wrap = _functorch._wrap_for_grad
@@ -73,10 +75,10 @@ class LeveledFunction(torch.autograd.Function):
             "backward": staticmethod(cls.backward),
         }
         cls.on_level = type(cls.__name__, (_SingleLevelFunction,), methods)
-        cls.apply_plainly = super(torch.autograd.Function, cls).apply
+        cls.apply_plainly = super(torch.autograd.Function, cls).apply  # type: ignore[misc]
 
     #: From the object and the tensors to the results, where no kernel covers the tensors.
-    composite: ClassVar[Callable[[Any, Tensors], Tensors] | None] = None
+    composite: Callable[[Any, Tensors], Tensors] | None = None
 
     @staticmethod
     def tangents(call: Any, tensors: Tensors, tangents: Tensors) -> Tensors:
@@ -103,7 +105,7 @@ def _alive(x: torch.Tensor) -> torch.Tensor:
 
 
 def _descend(function: type[LeveledFunction], call: Any, tensors: Tensors) -> Tensors:
-    top = _peek()
+    top: Any = _peek()  # typed as if there always was one
     if top is None:
         return _on_the_ground(function, call, tensors)
     rule = _RULES.get(top.key())
@@ -124,9 +126,7 @@ class _Below:
         _functorch.push_dynamic_layer_stack(self.top)
 
 
-def _batched(
-    top: Any, function: type[LeveledFunction], call: Any, tensors: Tensors
-) -> Tensors:
+def _batched(top: Any, function: type[LeveledFunction], call: Any, tensors: Tensors) -> Tensors:
     """The rule of `vmap`: a batch is a larger leaf."""
     level, size = top.level(), _functorch.CVmapInterpreterPtr(top).batchSize()
     pairs = [(None, None) if x is None else _functorch._unwrap_batched(x, level) for x in tensors]
@@ -143,9 +143,7 @@ def _in_front(x: torch.Tensor | None, dim: int | None, size: int) -> torch.Tenso
     return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
 
 
-def _recorded(
-    top: Any, function: type[LeveledFunction], call: Any, tensors: Tensors
-) -> Tensors:
+def _recorded(top: Any, function: type[LeveledFunction], call: Any, tensors: Tensors) -> Tensors:
     """The rule of `grad` and `vjp`: a node of the level's graph, if there is anything to record."""
     level = top.level()
     inner = [x if x is None else _unwrap(x, level) for x in tensors]
@@ -195,7 +193,7 @@ def _dual(top: Any, function: type[LeveledFunction], call: Any, tensors: Tensors
     if enabled:
         for k, (x, y) in enumerate(zip(tensors, inner, strict=True)):
             if x is not None and y is not x:
-                tangent = forward_ad.unpack_dual(x).tangent
+                tangent = _unpack_dual(x).tangent
                 tangents[k] = None if tangent is None else _unwrap(tangent, level)
     torch._C._set_fwd_grad_enabled(enabled and _functorch.CJvpInterpreterPtr(top).prevFwdGradMode())
     try:
@@ -210,7 +208,7 @@ def _dual(top: Any, function: type[LeveledFunction], call: Any, tensors: Tensors
     for y, dot in zip(results, dots, strict=True):
         wrapped = y if y is None else _wrap(y, level)
         if wrapped is not None and dot is not None:
-            wrapped = forward_ad.make_dual(wrapped, _wrap(dot, level))
+            wrapped = _make_dual(wrapped, _wrap(dot, level))
         found.append(wrapped)
     return found
 
@@ -222,13 +220,28 @@ _RULES: dict[TransformType, Callable[..., Tensors]] = {
 }
 
 
+def has_wrapped(saved: Tensors, others: Tensors) -> bool:
+    """Return whether tensors have no memory to read: to find out by trying takes milliseconds.
+
+    Args:
+        saved: What a function has saved: all of it on one level, which may have ended, or none.
+        others: Its cotangents or tangents.
+    """
+    for x in saved:
+        if x is not None:
+            if _functorch.is_functorch_wrapped_tensor(x):
+                return True
+            break
+    return True in [_is_batched(x) for x in others if x is not None]
+
+
 def _on_the_ground(function: type[LeveledFunction], call: Any, tensors: Tensors) -> Tensors:
     """Apply the function below all levels, where plain autograd records it."""
+    if True in [_is_batched(x) for x in tensors if x is not None]:
+        return _with_batched_cotangents(function, call, tensors)
     try:
         results: Tensors = function.apply_plainly(call, *tensors)
-    except NotCoveredError:  # batched cotangents, too, whose memory cannot be read
-        if [x for x in tensors if x is not None and _is_batched(x)]:
-            return _with_batched_cotangents(function, call, tensors)
+    except NotCoveredError:
         if function.composite is None:
             raise
         return function.composite(call, tensors)

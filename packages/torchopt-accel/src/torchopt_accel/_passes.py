@@ -12,11 +12,11 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 
 from torchopt_accel import _native
+from torchopt_accel._levels import is_transforming
 from torchopt_accel._step import Step, Stream, chunks
 
 __all__ = ["Call", "Tensors", "flat"]
 
-_vjp: Any = torch.func.vjp  # typed as if it returned a third value
 _empty_like: Any = torch.empty_like
 
 Tensors: TypeAlias = "Sequence[torch.Tensor | None]"
@@ -47,7 +47,11 @@ class Call(NamedTuple):
 
     def streams(self, tensors: Tensors) -> list[Stream]:
         """Return the streams that the kernel takes."""
-        cut = iter(chunks(tensors, self.step.leaves))
+        return self.rows(tensors)
+
+    def rows(self, values: Sequence[Any]) -> list[Any]:
+        """Return for each stream what there is for its tensors, None where it is absent."""
+        cut = iter(chunks(values, self.step.leaves))
         return [next(cut) if there else None for there in self.present]
 
     def evaluate(self, streams: Sequence[Stream]) -> list[torch.Tensor | None]:
@@ -57,7 +61,7 @@ class Call(NamedTuple):
             NotCoveredError: If there is no kernel for these tensors.
         """
         n = self.step.leaves
-        some = self._likes(streams)
+        some = self.likes(streams)
         outputs: list[Any]
         if False in self.needed or [x for x in some if x is None]:
             outputs = [
@@ -78,9 +82,8 @@ class Call(NamedTuple):
     def cotangents(self, tensors: Tensors, cotangents: Tensors) -> list[torch.Tensor | None]:
         """Return the cotangents of the tensors, in `torchopt`'s own arithmetic."""
         function, given, kept = self.function(tensors)
-        results, pull = _vjp(function, *given)
-        bars = [bar for bar, keep in zip(cotangents, kept, strict=True) if keep]
-        found = iter(pull(tuple(map(_or_zeros, results, bars))))
+        _, pull = _vjp(function, *given)
+        found = iter(pull([bar for bar, keep in zip(cotangents, kept, strict=True) if keep]))
         return [None if x is None else next(found) for x in tensors]
 
     def tangents(self, tensors: Tensors, tangents: Tensors) -> list[torch.Tensor | None]:
@@ -98,48 +101,58 @@ class Call(NamedTuple):
             that the kernel makes it returns.
         """
         step, n = self.step, self.step.leaves
-        some = self._likes(self.streams(tensors))
+        some = self.likes(self.streams(tensors))
         kept = [want and some[i % n] is not None for i, want in enumerate(self.needed)]
         evaluate = _COMPOSITES[self.operation]
 
         def function(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
             remaining = iter(given)
-            found = evaluate(
-                step, self._filled([None if x is None else next(remaining) for x in tensors])
-            )
+            streams = self.streams([None if x is None else next(remaining) for x in tensors])
+            found = evaluate(step, self._filled(streams))
             return tuple([x for x, keep in zip(found, kept, strict=True) if keep])
 
         return function, [x for x in tensors if x is not None], kept
 
-    def _likes(self, streams: Sequence[Stream]) -> Sequence[torch.Tensor | None]:
+    def likes(self, streams: Sequence[Stream]) -> Sequence[torch.Tensor | None]:
         """Return for each leaf a tensor like those that the kernel makes.
 
-        None where these are zero for want of a cotangent.
+        None where these are zero, for want of what they are linear in.
         """
         n, inputs = self.step.leaves, self.step.inputs
         # states lie as parameters do; gradients and cotangents often differ from them
         some = _some([*reversed(streams[:inputs]), *streams[inputs:]], n)
+        first = _some(streams[inputs : 2 * inputs - 1], n)
         if self.operation == _native.FORWARD_TANGENT:
+            first = _some(streams[inputs:], n)
+        elif self.operation == _native.BACKWARD_TANGENT:
+            x_dots = _some(streams[2 * inputs - 1 : 3 * inputs - 1], n)
+            bar_dots = _some(streams[3 * inputs - 1 :], n)
+            first = [
+                bar_dot if bar_dot is not None else None if bar is None else x_dot
+                for bar, x_dot, bar_dot in zip(first, x_dots, bar_dots, strict=True)
+            ]
+        if not [x for x in first if x is None]:
             return some
-        bars = streams[inputs : 2 * inputs - 1]
-        if self.operation == _native.BACKWARD_TANGENT:
-            bars = [*bars, *streams[3 * inputs - 1 :]]
-        reached = _some(bars, n)
-        if not [x for x in reached if x is None]:
-            return some
-        return [x if bar is not None else None for x, bar in zip(some, reached, strict=True)]
+        return [x if reached is not None else None for x, reached in zip(some, first, strict=True)]
 
-    def _filled(self, tensors: Tensors) -> list[list[torch.Tensor]]:
-        """Return the streams, with zeros where there is none.
+    def _filled(self, streams: Sequence[Stream]) -> list[list[Any]]:
+        """Return the streams, with zeros for inputs and tangents that there are none of.
 
-        What a derivative does not depend on was not saved.
+        What a derivative does not depend on was not saved. Cotangents stay None, so that those
+        that there are may be of any kind, sparse for example.
         """
-        streams, n = self.streams(tensors), self.step.leaves
+        n, inputs = self.step.leaves, self.step.inputs
         zeros = [
             torch.zeros(()) if x is None else torch.zeros(x.shape, dtype=x.dtype, device=x.device)
             for x in _some(streams, n)
         ]
-        return [list(map(_or_zeros, zeros, stream or [None] * n)) for stream in streams]
+        nothing = [None] * n
+        filled: list[list[Any]] = []
+        for k, stream in enumerate(streams):
+            is_bar = self.operation != _native.FORWARD_TANGENT and inputs <= k < 2 * inputs - 1
+            rows = stream or nothing
+            filled.append(list(rows) if is_bar else list(map(_or_zeros, zeros, rows)))
+        return filled
 
 
 def flat(streams: Sequence[Stream]) -> list[Any]:
@@ -159,6 +172,37 @@ def _or_zeros(like: torch.Tensor, x: torch.Tensor | None) -> torch.Tensor:
     return torch.zeros_like(like) if x is None else x
 
 
+def _vjp(
+    function: Function, *primals: torch.Tensor
+) -> tuple[Sequence[torch.Tensor], Callable[[Tensors], tuple[torch.Tensor, ...]]]:
+    """Return a function's results, and what pulls their cotangents back; as `torch.func.vjp`.
+
+    Outside of transforms plain autograd does so in half the time. A cotangent may be None.
+    """
+    if is_transforming():
+        outputs, pull_all = torch.func.vjp(function, *primals)  # type: ignore[misc]
+        return outputs, lambda bars: pull_all(tuple(map(_or_zeros, outputs, bars)))
+    with torch.enable_grad():
+        # tensors of their own, one of which may have been given twice
+        inputs = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in primals]
+        results = function(*inputs)
+
+    def pull(bars: Tensors) -> tuple[torch.Tensor, ...]:
+        pairs = zip(results, bars, strict=True)
+        tracked = [(y, bar) for y, bar in pairs if y.requires_grad and bar is not None]
+        return torch.autograd.grad(
+            [y for y, _ in tracked],
+            inputs,
+            [bar for _, bar in tracked],
+            retain_graph=True,
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+            materialize_grads=True,
+        )
+
+    return results, pull
+
+
 def _jvp(
     function: Function, primals: Sequence[torch.Tensor], tangents: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, ...]:
@@ -168,12 +212,12 @@ def _jvp(
     applies the Jacobian. Forward mode does not nest in eager mode.
     """
     results, pull = _vjp(function, *primals)
-    _, push = _vjp(pull, tuple([torch.zeros_like(x) for x in results]))
-    (found,) = push(tuple(tangents))
-    return tuple(found)
+    zeros = [torch.zeros_like(x) for x in results]
+    _, push = _vjp(lambda *bars: pull(bars), *zeros)
+    return push(tangents)
 
 
-Streams: TypeAlias = "Sequence[Sequence[torch.Tensor]]"
+Streams: TypeAlias = "Sequence[Sequence[Any]]"
 
 
 def _inputs(step: Step, streams: Streams) -> list[torch.Tensor]:
@@ -184,11 +228,7 @@ def _inputs(step: Step, streams: Streams) -> list[torch.Tensor]:
 
 def _backward(step: Step, streams: Streams) -> list[torch.Tensor]:
     _, pull = _vjp(step.composite, *_inputs(step, streams[: step.inputs]))
-    found = list(pull(tuple(flat(streams[step.inputs :]))))
-    if not step.with_params:
-        n = step.leaves
-        found[n:n] = [torch.zeros_like(x) for x in streams[1]]
-    return found
+    return _with_params(step, pull(flat(streams[step.inputs :])), streams)
 
 
 def _forward_tangent(step: Step, streams: Streams) -> tuple[torch.Tensor, ...]:
@@ -196,12 +236,25 @@ def _forward_tangent(step: Step, streams: Streams) -> tuple[torch.Tensor, ...]:
     return _jvp(step.composite, _inputs(step, streams[:half]), _inputs(step, streams[half:]))
 
 
-def _backward_tangent(step: Step, streams: Streams) -> tuple[torch.Tensor, ...]:
-    def function(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(_backward(step, chunks(tensors, step.leaves)))
-
+def _backward_tangent(step: Step, streams: Streams) -> list[torch.Tensor]:
+    """The Hessian of the product of the results and their cotangents, which is symmetric."""
     half = len(streams) // 2
-    return _jvp(function, flat(streams[:half]), flat(streams[half:]))
+    bars = flat(streams[step.inputs : half])
+
+    def function(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        results, pull = _vjp(step.composite, *inputs)
+        return (*pull(bars), *results)
+
+    _, pull = _vjp(function, *_inputs(step, streams[:half][: step.inputs]))
+    return _with_params(step, pull(_inputs(step, streams[half:])), streams)
+
+
+def _with_params(step: Step, found: Sequence[torch.Tensor], streams: Streams) -> list[torch.Tensor]:
+    """Return the cotangents of all inputs, with zeros for parameters that are not among them."""
+    if step.with_params:
+        return list(found)
+    n = step.leaves
+    return [*found[:n], *[torch.zeros_like(x) for x in streams[1]], *found[n:]]
 
 
 _COMPOSITES: dict[int, Callable[[Step, Streams], Sequence[torch.Tensor]]] = {

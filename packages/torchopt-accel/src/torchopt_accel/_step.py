@@ -77,11 +77,11 @@ class Step(NamedTuple):
         """The number of input streams."""
         return 1 + len(self.kernel.needs)
 
-    def saved(self, tensors: Sequence[Any]) -> Sequence[Any]:
-        """Return those of the input tensors that the backward pass depends on."""
-        if False not in self.kept or (not self.with_params and False not in self.kernel.needs):
+    def saved(self, tensors: Sequence[Any], kept: Sequence[bool]) -> Sequence[Any]:
+        """Return those of the input tensors whose streams are kept."""
+        if False not in kept:
             return tensors
-        streams = zip(self.split(tensors), self.kept, strict=True)
+        streams = zip(self.split(tensors), kept, strict=True)
         return [x for stream, keep in streams if keep for x in stream or ()]
 
     def split(self, tensors: Sequence[Any]) -> list[Stream]:
