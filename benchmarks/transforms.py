@@ -10,6 +10,7 @@ one process and with the default allocator; each pair gives one ratio.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import statistics
 import time
@@ -46,7 +47,7 @@ def make_params(width: int) -> Params:
     """Return a network 1 - width - width - 1."""
     sizes = [1, width, width, 1]
     params = {}
-    for k, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for k, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
         params[f"w{k}"] = torch.randn(fan_in, fan_out) / math.sqrt(fan_in)
         params[f"b{k}"] = torch.zeros(fan_out)
     return params

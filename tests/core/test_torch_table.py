@@ -86,9 +86,7 @@ def test_has_the_numbers_of_torch(info: Any, inputs: Any) -> None:
 
 @pytest.mark.parametrize("theirs_first", [True, False], ids=["from torch", "to torch"])
 @pytest.mark.parametrize(("info", "inputs"), INPUTS)
-def test_goes_on_from_a_state_dict_of_the_other(
-    info: Any, inputs: Any, theirs_first: bool
-) -> None:
+def test_goes_on_from_a_state_dict_of_the_other(info: Any, inputs: Any, theirs_first: bool) -> None:
     """Half of the way with one, the other half with the other: as one way."""
     makes = [OURS[info.optim_cls], info.optim_cls]
     first, second = reversed(makes) if theirs_first else makes

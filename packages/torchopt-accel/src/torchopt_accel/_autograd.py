@@ -1,7 +1,7 @@
 """A step as one node of the autograd graph, and its derivatives as further ones.
 
-With :math:`F` the step, :math:`B(x, \\bar y) = F'(x)^T \\bar y` its backward pass, and :math:`\\dot F`
-and :math:`\\dot B` their forward mode,
+With :math:`F` the step, :math:`B(x, \\bar y) = F'(x)^T \\bar y` its backward pass, and
+:math:`\\dot F` and :math:`\\dot B` their forward mode,
 
 .. math::
     \\dot F(x, \\dot x) = F'(x)\\, \\dot x, \\qquad
@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd import forward_ad
 
+from torchopt.kernels import NotCoveredError
 from torchopt_accel import _native
 from torchopt_accel._levels import (
     LeveledFunction,
@@ -36,7 +37,7 @@ from torchopt_accel._levels import (
     run,
 )
 from torchopt_accel._passes import Call, Tensors, flat
-from torchopt_accel._step import NotCoveredError, Step, Stream, chunks
+from torchopt_accel._step import Step, Stream, chunks
 
 __all__ = ["apply"]
 
@@ -155,7 +156,7 @@ class Pass(LeveledFunction):
         if call.operation == _native.BACKWARD_TANGENT:
             return None, *call.cotangents(ctx.saved_tensors, cotangents)
         streams = call.streams(ctx.saved_tensors)
-        needed = [row or [False] * n for row in call.streams(ctx.needs_input_grad[1:])]
+        needed = [row or [False] * n for row in call.rows(ctx.needs_input_grad[1:])]
         x, others, w = streams[:inputs], streams[inputs:], chunks(cotangents, n)
         nothing: list[Stream] = [None] * (inputs - 1)
         if call.operation == _native.BACKWARD:

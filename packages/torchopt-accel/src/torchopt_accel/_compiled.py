@@ -13,13 +13,15 @@ from torchopt.kernels import Formula, NotCoveredError, Request, Result
 from torchopt_accel import _native
 from torchopt_accel._autograd import apply
 from torchopt_accel._kernels import Kernel, find_kernel
-from torchopt_accel._levels import is_transforming
+from torchopt_accel._levels import is_transforming, unwrapped
 from torchopt_accel._step import Row, Step
 
 __all__ = ["PROVIDER", "CompiledStep"]
 
 # steps that an optimizer remembers
 _REMEMBERED = 64
+# with fewer, a differentiable step of a linear rule is faster without a kernel
+_FEW_LEAVES = 24
 
 
 class _Provider:
@@ -50,12 +52,16 @@ class CompiledStep:
     def step(self, request: Request) -> Result:
         """Take a step."""
         _check_context(request)
+        if not request.insist and self._is_slower(request):
+            raise NotCoveredError("the arithmetic of torchopt-core is faster")
         if [x for moment in request.moments for x in moment if x is None]:
             raise NotCoveredError("the state is None where there is a gradient")
         counts = request.counts
         numbers: int | list[int] = 0
         if self.formula.counted:
             assert counts is not None
+            # under transforms counts are plain tensors too, unless somebody batches them
+            counts = [unwrapped(x) for x in counts] if is_transforming() else counts
             numbers = _numbers(counts)
         step = self._step(request, numbers)
         inputs: list[Any] = [
@@ -68,11 +74,11 @@ class CompiledStep:
 
         out, *moments = apply(step, inputs)
         if counts is not None:
-            if self.formula.counted and isinstance(numbers, int) and not is_transforming():
+            if isinstance(numbers, int) and self.formula.counted and not _is_batched(counts):
                 total = torch.full((len(counts),), numbers + 1, dtype=torch.int64, device="cpu")
                 counts = list(total.unbind())
             else:
-                counts = [count + 1 for count in counts]
+                counts = [count + 1 for count in request.counts or ()]
         return Result(out, moments, counts)
 
     @staticmethod
@@ -90,6 +96,18 @@ class CompiledStep:
             except TypeError:
                 torch._foreach_add_(request.counts, 1)
         return Result(out, moments, request.counts)
+
+    def _is_slower(self, request: Request) -> bool:
+        """Return whether a node of autograd for the step takes longer than its few operations.
+
+        So it is for linear rules, whose derivatives autograd has at hand, but for forward mode. For
+        others the kernels win from one leaf on, whatever its size (``benchmarks/transforms.py``).
+        """
+        if any(self.kernel.needs) or forward_ad._current_level >= 0:
+            return False
+        if self.kernel.name == "sgd" and not request.weight_decay:
+            return True
+        return not request.inplace and len(request.gradients) < _FEW_LEAVES
 
     def _step(self, request: Request, numbers: int | list[int]) -> Step:
         """Return the step, given how many each leaf has made."""
@@ -151,9 +169,13 @@ class CompiledStep:
         )
 
 
+def _is_batched(counts: list[torch.Tensor]) -> bool:
+    return True in [x.ndim > 0 for x in counts]
+
+
 def _numbers(counts: list[torch.Tensor]) -> int | list[int]:
     """Return the numbers of steps made so far: one if all leaves agree."""
-    if is_transforming():
+    if _is_batched(counts):
         numbers = [_number(x) for x in counts]
         return numbers[0] if len(set(numbers)) == 1 else numbers
     try:
@@ -174,12 +196,7 @@ def _check_context(request: Request) -> None:
 
 
 def _number(count: torch.Tensor) -> int:
-    """Return the number that a step count holds under `torch.func` transforms."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(count):
-        count = functorch.get_unwrapped(count)
-    if count.ndim == 0:
-        return int(count)
+    """Return the number that the step counts of a batch hold."""
     numbers = set(count.flatten().tolist())
     if len(numbers) != 1:
         raise NotCoveredError("the optimizers of a batch have made different numbers of steps")

@@ -27,9 +27,16 @@ from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from torchopt_accel._step import NotCoveredError
+from torchopt.kernels import NotCoveredError
 
-__all__ = ["LeveledFunction", "has_nested_tangents", "has_wrapped", "is_transforming", "run"]
+__all__ = [
+    "LeveledFunction",
+    "has_nested_tangents",
+    "has_wrapped",
+    "is_transforming",
+    "run",
+    "unwrapped",
+]
 
 Tensors: TypeAlias = "Sequence[torch.Tensor | None]"
 
@@ -37,6 +44,8 @@ Tensors: TypeAlias = "Sequence[torch.Tensor | None]"
 _BATCH_LEVELS = 64
 
 _torch: Any = torch
+_make_dual: Any = forward_ad.make_dual
+_unpack_dual: Any = forward_ad.unpack_dual
 _peek = _functorch.peek_interpreter_stack
 _unwrap = _functorch._unwrap_for_grad
 _wrap = _functorch._wrap_for_grad
@@ -46,6 +55,13 @@ _is_batched = _functorch.is_legacy_batchedtensor
 def is_transforming() -> bool:
     """Return whether a `torch.func` transform is running."""
     return _functorch.get_dynamic_layer_stack_depth() > 0
+
+
+def unwrapped(x: torch.Tensor) -> torch.Tensor:
+    """Return what is inside of the wrappers of all levels, with the dimensions of all batches."""
+    while _functorch.is_functorch_wrapped_tensor(x):
+        x = _functorch.get_unwrapped(x)
+    return x
 
 
 def has_nested_tangents() -> bool:
@@ -73,10 +89,10 @@ class LeveledFunction(torch.autograd.Function):
             "backward": staticmethod(cls.backward),
         }
         cls.on_level = type(cls.__name__, (_SingleLevelFunction,), methods)
-        cls.apply_plainly = super(torch.autograd.Function, cls).apply
+        cls.apply_plainly = super(torch.autograd.Function, cls).apply  # type: ignore[misc]
 
     #: From the object and the tensors to the results, where no kernel covers the tensors.
-    composite: ClassVar[Callable[[Any, Tensors], Tensors] | None] = None
+    composite: Callable[[Any, Tensors], Tensors] | None = None
 
     @staticmethod
     def tangents(call: Any, tensors: Tensors, tangents: Tensors) -> Tensors:
@@ -103,7 +119,7 @@ def _alive(x: torch.Tensor) -> torch.Tensor:
 
 
 def _descend(function: type[LeveledFunction], call: Any, tensors: Tensors) -> Tensors:
-    top = _peek()
+    top: Any = _peek()  # typed as if there always was one
     if top is None:
         return _on_the_ground(function, call, tensors)
     rule = _RULES.get(top.key())
@@ -191,7 +207,7 @@ def _dual(top: Any, function: type[LeveledFunction], call: Any, tensors: Tensors
     if enabled:
         for k, (x, y) in enumerate(zip(tensors, inner, strict=True)):
             if x is not None and y is not x:
-                tangent = forward_ad.unpack_dual(x).tangent
+                tangent = _unpack_dual(x).tangent
                 tangents[k] = None if tangent is None else _unwrap(tangent, level)
     torch._C._set_fwd_grad_enabled(enabled and _functorch.CJvpInterpreterPtr(top).prevFwdGradMode())
     try:
@@ -206,7 +222,7 @@ def _dual(top: Any, function: type[LeveledFunction], call: Any, tensors: Tensors
     for y, dot in zip(results, dots, strict=True):
         wrapped = y if y is None else _wrap(y, level)
         if wrapped is not None and dot is not None:
-            wrapped = forward_ad.make_dual(wrapped, _wrap(dot, level))
+            wrapped = _make_dual(wrapped, _wrap(dot, level))
         found.append(wrapped)
     return found
 

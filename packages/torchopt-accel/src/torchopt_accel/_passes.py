@@ -47,7 +47,11 @@ class Call(NamedTuple):
 
     def streams(self, tensors: Tensors) -> list[Stream]:
         """Return the streams that the kernel takes."""
-        cut = iter(chunks(tensors, self.step.leaves))
+        return self.rows(tensors)
+
+    def rows(self, values: Sequence[Any]) -> list[Any]:
+        """Return for each stream what there is for its tensors, None where it is absent."""
+        cut = iter(chunks(values, self.step.leaves))
         return [next(cut) if there else None for there in self.present]
 
     def evaluate(self, streams: Sequence[Stream]) -> list[torch.Tensor | None]:
