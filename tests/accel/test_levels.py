@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from _table import ADAM, ADAMW, RMSPROP, SGD, Case, every_case, every_family
+from _table import ADAM, ADAMW, RMSPROP, SGD, Case, every_family, every_kernel_case
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.autograd.functional import hessian, jacobian
 from torch.func import functionalize, grad, jacfwd, jacrev, jvp, vjp, vmap
@@ -382,7 +382,7 @@ def lying(kind: str, x: torch.Tensor) -> torch.Tensor:
     "kind", ["zero strides", "one row", "channels-last", "transposed", "sliced", "negated"]
 )
 @pytest.mark.parametrize("moved", ["cotangents", "gradients", "parameters", "all"])
-@every_case
+@every_kernel_case
 def test_tensors_may_lie_anyhow_in_every_pass(case: Case, moved: str, kind: str) -> None:
     found = []
     for accelerated in (True, False):

@@ -372,7 +372,12 @@ RADAM = Family(torchopt.radam, torchopt.RAdam, torchopt.MetaRAdam, torch.optim.R
 RMSPROP = Family(torchopt.rmsprop, torchopt.RMSprop, torchopt.MetaRMSprop, torch.optim.RMSprop)
 
 LION = Family(torchopt.lion, torchopt.Lion, torchopt.MetaLion, TextbookLion)
-MUON = Family(torchopt.muon, torchopt.Muon, torchopt.MetaMuon, MuonOfTorch)
+MUON = Family(
+    torchopt.muon,
+    lambda params, **kwargs: torchopt.Optimizer(params, torchopt.muon(**kwargs)),  # batches, too
+    torchopt.MetaMuon,
+    MuonOfTorch,
+)
 ADAFACTOR = Family(
     torchopt.adafactor, torchopt.Adafactor, torchopt.MetaAdafactor, torch.optim.Adafactor
 )

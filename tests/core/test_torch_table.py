@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -46,6 +45,11 @@ def make_problem() -> tuple[list[torch.Tensor], Any]:
     return params, closure
 
 
+def kwargs_of(inputs: Any) -> dict[str, Any]:
+    """The options, with tensors in the precision of the parameters."""
+    return {k: x.double() if isinstance(x, torch.Tensor) else x for k, x in inputs.kwargs.items()}
+
+
 def step(optimizer: torch.optim.Optimizer, closure: Any, times: int) -> None:
     for _ in range(times):
         if isinstance(optimizer, (torch.optim.LBFGS, torchopt.LBFGS)):
@@ -79,7 +83,7 @@ def test_has_the_numbers_of_torch(info: Any, inputs: Any) -> None:
         params, closure = make_problem()
         # L-BFGS amplifies rounding, twofold or so in each of its twenty iterations a step
         times = 2 if make.__name__ == "LBFGS" else 12
-        step(make(params, **copy.deepcopy(inputs.kwargs)), closure, times)
+        step(make(params, **kwargs_of(inputs)), closure, times)
         results.append([p.detach() for p in params])
     assert_agree(*results)
 
@@ -90,7 +94,7 @@ def test_goes_on_from_a_state_dict_of_the_other(info: Any, inputs: Any, theirs_f
     """Half of the way with one, the other half with the other: as one way."""
     makes = [OURS[info.optim_cls], info.optim_cls]
     first, second = reversed(makes) if theirs_first else makes
-    kwargs = copy.deepcopy(inputs.kwargs)
+    kwargs = kwargs_of(inputs)
     times = 1 if first.__name__ == "LBFGS" else 5
     params, closure = make_problem()
     whole = info.optim_cls(params, **kwargs)
@@ -111,7 +115,7 @@ def test_state_has_the_names_of_torch(info: Any, inputs: Any) -> None:
     packed = []
     for make in (OURS[info.optim_cls], info.optim_cls):
         params, closure = make_problem()
-        optimizer = make(params, **copy.deepcopy(inputs.kwargs))
+        optimizer = make(params, **kwargs_of(inputs))
         step(optimizer, closure, 1)
         packed.append(optimizer.state_dict())
     mine, theirs = packed

@@ -30,7 +30,7 @@ __all__ = [
 
 
 def prepare(rule: Rule, state: Any, context: Context) -> Any:
-    """Call :meth:`Rule.prepare`, after checking the state and with complex leaves as it sees them."""
+    """Call :meth:`Rule.prepare`, on a state that fits and with complex leaves as it sees them."""
     if context.complex and rule.elementwise:
         state, context = _viewed(rule, state, context)
     if rule.state_type is not object:

@@ -200,9 +200,10 @@ def partition(
             tree of parameters (of updates, where ``update`` has no ``params``) to one. Labels are
             strings, numbers, or anything hashable that is not a container.
 
-    In the stateful face a parameter group becomes one group for each label, with the hyperparameters
-    of its transformation and the label as ``group["label"]``; so schedulers and options reach each
-    part. There the tree is the list of parameters or, where these are named, a dict by name.
+    In the stateful face a parameter group becomes one group for each label, with the
+    hyperparameters of its transformation and the label as ``group["label"]``; so schedulers and
+    options reach each part. There the tree is the list of parameters or, where these are named, a
+    dict by name.
 
     Raises:
         TypeError: If a value of ``transformations`` is not a transformation.

@@ -30,8 +30,8 @@ class Rule(ABC):
 
     What happens in a step, of all faces and whether differentiable or not:
 
-    1. :meth:`prepare` of every rule, for all parameter groups. What can fail without having seen the
-       updates, fails here: schedules, masks, trees of factors, the shape of the state.
+    1. :meth:`prepare` of every rule, for all parameter groups. What can fail without having seen
+       the updates, fails here: schedules, masks, trees of factors, the shape of the state.
     2. Whether a graph is recorded, is decided once: it is if the step is asked for with
        ``inplace=False``, and wherever updates, state, hyperparameters or plans require grad.
     3. :meth:`update` of every rule of the chain up to the last one that is :attr:`fallible`, for
@@ -41,8 +41,8 @@ class Rule(ABC):
 
     Memory. Updates, parameters and the plan are the caller's, to be read only. The tensors of the
     state belong to the rule: in a context that is in place it overwrites them by ``context.reuse``,
-    and returns the very lists it was given; elsewhere it must not. What it returns as updates may be
-    tensors of its state or of the updates it was given if it says so
+    and returns the very lists it was given; elsewhere it must not. What it returns as updates may
+    be tensors of its state or of the updates it was given if it says so
     (:attr:`~torchopt.rules.FactoredUpdates.borrowed`). Nothing may be kept on the rule itself: it
     may serve many optimizers at once.
     """

@@ -4,8 +4,8 @@
 what stands here, and the core calls nothing of it but what stands here, so each can be released
 without the other as long as :data:`PROTOCOL` stays.
 
-1. A rule that is a fixed formula of each element describes itself as a :class:`Formula`: a name, and
-   coefficients that depend on the hyperparameters and on the number of the step.
+1. A rule that is a fixed formula of each element describes itself as a :class:`Formula`: a name,
+   and coefficients that depend on the hyperparameters and on the number of the step.
 2. ``torchopt_accel.PROVIDER``, a :class:`Provider`, has a :class:`Kernel` for some formulas.
 3. For every step of an optimizer with such a rule the core makes a :class:`Request`, and the kernel
    answers with a :class:`Result`, or raises :class:`NotCoveredError`, having changed nothing; the
@@ -14,29 +14,29 @@ without the other as long as :data:`PROTOCOL` stays.
 The formulas of version 1, for one element with gradient :math:`g`, states and coefficients as
 listed; each returns the direction and the next states:
 
-=========================== ====================== ==================================================
-name                        states                 direction and coefficients
-=========================== ====================== ==================================================
-``sgd``                                            :math:`g`
-``momentum``                :math:`b`              :math:`b' = c_0 b + c_1 g`; :math:`c_2 g + c_3 b'`
-``adam``                    :math:`m, v`           :math:`m' = c_0 m + (1 - c_0) g`,
-                                                   :math:`v' = c_1 v + (1 - c_1) g^2`;
-                                                   :math:`m' / (c_3 \\sqrt{v' + c_2} + c_4)`
-``adagrad``                 :math:`s`              :math:`s' = s + g^2`;
-                                                   :math:`g / (c_0 \\sqrt{s'} + c_1)`
-``adadelta``                :math:`v, s`           :math:`v' = c_0 v + (1 - c_0) g^2`,
-                                                   :math:`u = g \\sqrt{s + c_1} / \\sqrt{v' + c_1}`,
-                                                   :math:`s' = c_0 s + (1 - c_0) u^2`; :math:`u`
-``adamax``                  :math:`m, v`           :math:`m' = c_0 m + (1 - c_0) g`,
-                                                   :math:`v' = \\max(c_1 v, |g| + c_2)`;
-                                                   :math:`c_3 m' / v'`
-``rmsprop``                 :math:`v`              :math:`v' = c_0 v + (1 - c_0) g^2`;
-                                                   :math:`g / (\\sqrt{v'} + c_1)`
-``centered_rmsprop``        :math:`m, v`           the same with :math:`\\sqrt{v' - m'^2}`,
-                                                   :math:`m' = c_0 m + (1 - c_0) g`
-``rmsprop+momentum``        :math:`v, b`           ``momentum`` with :math:`c_2, \\dots, c_5` of the
-``centered_rmsprop+momentum``                      direction of the former
-=========================== ====================== ==================================================
+============================= ============= =======================================================
+name                          states        direction and coefficients
+============================= ============= =======================================================
+``sgd``                                     :math:`g`
+``momentum``                  :math:`b`     :math:`b' = c_0 b + c_1 g`; :math:`c_2 g + c_3 b'`
+``adam``                      :math:`m, v`  :math:`m' = c_0 m + (1 - c_0) g`,
+                                            :math:`v' = c_1 v + (1 - c_1) g^2`;
+                                            :math:`m' / (c_3 \\sqrt{v' + c_2} + c_4)`
+``adagrad``                   :math:`s`     :math:`s' = s + g^2`;
+                                            :math:`g / (c_0 \\sqrt{s'} + c_1)`
+``adadelta``                  :math:`v, s`  :math:`v' = c_0 v + (1 - c_0) g^2`,
+                                            :math:`u = g \\sqrt{s + c_1} / \\sqrt{v' + c_1}`,
+                                            :math:`s' = c_0 s + (1 - c_0) u^2`; :math:`u`
+``adamax``                    :math:`m, v`  :math:`m' = c_0 m + (1 - c_0) g`,
+                                            :math:`v' = \\max(c_1 v, |g| + c_2)`;
+                                            :math:`c_3 m' / v'`
+``rmsprop``                   :math:`v`     :math:`v' = c_0 v + (1 - c_0) g^2`;
+                                            :math:`g / (\\sqrt{v'} + c_1)`
+``centered_rmsprop``          :math:`m, v`  the same with :math:`\\sqrt{v' - m'^2}`,
+                                            :math:`m' = c_0 m + (1 - c_0) g`
+``rmsprop+momentum``          :math:`v, b`  ``momentum``, by :math:`c_2, \\dots, c_5`, of the
+``centered_rmsprop+momentum``               direction of the former
+============================= ============= =======================================================
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ class Request(NamedTuple):
     #: Whether the kernel is insisted on, even where it is slower.
     insist: bool
     #: The formula in the core's arithmetic, which is differentiable to any order: from gradients,
-    #: moments and the number of the step of each leaf, counted from 1, to the direction and the next
-    #: moments.
+    #: moments and the number of the step of each leaf, counted from 1, to the direction and the
+    #: next moments.
     composite: Callable[[Leaves, list[Leaves], list[int]], tuple[Leaves, list[Leaves]]]
 
 

@@ -1,8 +1,8 @@
 """What an optimizer or a transformation of your own is written with.
 
-A :class:`Rule` is the mathematics of a transformation, over lists of leaves; :func:`transformation`
-and :func:`optimizer` make the functional form of it. The README of `torchopt-core` derives some step
-by step.
+A :class:`Rule` is the mathematics of a transformation, over lists of leaves;
+:func:`transformation` and :func:`optimizer` make the functional form of it. The README of
+`torchopt-core` derives some step by step.
 """
 
 from torchopt._arithmetic import Operand, PerLeaf

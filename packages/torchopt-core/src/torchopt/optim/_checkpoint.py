@@ -16,8 +16,8 @@ __all__ = ["check_owner", "loaded_options", "loaded_rows", "plain_options", "pla
 _PLAIN = (int, float, str, bool, torch.Tensor, type(None))
 # kept as the optimizer has them
 _OWN = {"params", "param_names"}
-# what `torch.optim` counts where it is not needed here, keeps for an option that is off, or computes
-# in (L-BFGS)
+# what `torch.optim` counts where it is not needed here, keeps for an option that is off, or
+# computes in (L-BFGS)
 _IGNORED = {"step", "max_exp_avg_sq", "al"}
 
 

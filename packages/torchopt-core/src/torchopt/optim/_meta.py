@@ -76,8 +76,9 @@ class MetaOptimizer:
 
         Args:
             loss: A scalar that depends on the modules' parameters; or a function without arguments
-                that computes it from them as they are. Transformations that evaluate the loss again
-                (`sam`, `lbfgs`) need the function, and call it with other parameters in the modules.
+                that computes it from them as they are. Transformations that evaluate the loss
+                again (`sam`, `lbfgs`) need the function, and call it with other parameters in the
+                modules.
 
         Raises:
             ValueError: If ``loss`` is not a scalar, does not require grad, or depends on none of

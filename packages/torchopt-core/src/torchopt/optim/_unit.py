@@ -243,7 +243,7 @@ class Unit:
                     state[p][entry.name] = x
 
     def swapped(self, params: list[torch.Tensor], state: Any, evaluate: bool) -> Leaves | None:
-        """Return the parameters to evaluate at, or to train, given the others; None without state."""
+        """Return the parameters to evaluate at, or to train; None where there is no state."""
         layout = self.layout(params)
         found = [i for i, p in enumerate(params) if state.get(p)]
         rows = [state.get(p, _NOTHING) for p in params]

@@ -222,7 +222,7 @@ def adafactor(
         lr: The largest relative step size :math:`\eta`, in every form that :func:`~torchopt.adam`
             takes.
         beta2_decay: :math:`\tau \le 0`.
-        eps: :math:`(\epsilon_1, \epsilon_2)`; None for the machine epsilon of the parameter's dtype.
+        eps: :math:`(\epsilon_1, \epsilon_2)`; None for the machine epsilon of the dtype.
         d: The clipping threshold :math:`d \ge 1`.
         weight_decay: :math:`\lambda`, decoupled from the gradient.
         mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the

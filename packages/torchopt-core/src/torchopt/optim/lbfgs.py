@@ -304,16 +304,16 @@ def lbfgs(
         \theta \leftarrow \theta - t\, H\, \nabla f(\theta),
 
     with :math:`H` the approximation of the inverse Hessian by the last moves and changes of the
-    gradient, over all leaves as one vector. Every iteration evaluates the loss again: by the closure
-    given to ``step`` in the stateful face, by the loss function given to ``step`` (in place of a
-    loss) in the differentiable one, by ``value_and_grad`` in the functional one, where ``value``
-    saves an evaluation at the parameters.
+    gradient, over all leaves as one vector. Every iteration evaluates the loss again: by the
+    closure given to ``step`` in the stateful face, by the loss function given to ``step`` (in place
+    of a loss) in the differentiable one, by ``value_and_grad`` in the functional one, where
+    ``value`` saves an evaluation at the parameters.
 
     A differentiable step is differentiated through its iterations, the line search included; the
     decisions it takes are constants.
 
     Args:
-        lr: The step size :math:`t`, or the first one to try: a number, a 0-dim tensor or a schedule.
+        lr: The step size :math:`t`, or the first to try: a number, a 0-dim tensor or a schedule.
         max_iter: The most iterations in a step.
         max_eval: The most evaluations in a step; 1.25 ``max_iter`` by default.
         tolerance_grad: The largest entry of a gradient that is taken for zero.
@@ -351,6 +351,12 @@ def lbfgs(
 
 class LBFGS(_derived.LBFGS, functional=lbfgs):
     """L-BFGS as a :class:`torch.optim.Optimizer`; see :func:`lbfgs`."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        if group["max_eval"] is None:  # as in torch, which reads it from state dicts
+            group["max_eval"] = group["max_iter"] * 5 // 4
 
 
 class MetaLBFGS(_derived.MetaLBFGS, functional=lbfgs):

@@ -134,9 +134,8 @@ class MuonDirection(Rule):
         for i, p in zip(context.positions, params, strict=True):
             if p.ndim < 2:
                 raise ValueError(
-                    "Muon only supports 2D parameters, and batches of them: leaf "
-                    f"{i} has shape {tuple(p.shape)}; leave it to another optimizer, for example by "
-                    "`torchopt.partition`"
+                    f"Muon only supports 2D parameters, and batches of them: leaf {i} has shape "
+                    f"{tuple(p.shape)}; leave it to another optimizer by `torchopt.partition`"
                 )
 
     def init(self, params: Leaves, context: Context) -> MuonState:
@@ -208,9 +207,9 @@ def muon(
         ns_coefficients: The coefficients of the iteration.
         eps: The least norm to divide by.
         ns_steps: The number of iterations.
-        adjust_lr_fn: The scale :math:`s`: :math:`\sqrt{\max(1, m / n)}` for ``"original"`` and None,
-            :math:`0.2 \sqrt{\max(m, n)}` for ``"match_rms_adamw"``, with which Adam's learning
-            rates can be used.
+        adjust_lr_fn: The scale :math:`s`: :math:`\sqrt{\max(1, m/n)}` for ``"original"`` and
+        adjust_lr_fn: The scale :math:`s`: None and ``"original"`` :math:`\sqrt{\max(1, m / n)}`,
+            ``"match_rms_adamw"`` :math:`0.2 \sqrt{\max(m, n)}`, with which Adam's learning
         ns_dtype: What the iteration computes in: bfloat16 as torch's, which is fast; None for the
             dtype of the gradients, with which derivatives are exact.
         mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
@@ -248,7 +247,21 @@ def muon(
 
 
 class Muon(_derived.Muon, functional=muon):
-    """Muon as a :class:`torch.optim.Optimizer`; see :func:`muon`."""
+    """Muon as a :class:`torch.optim.Optimizer`; see :func:`muon`.
+
+    As torch's it takes matrices alone; for batches of matrices use
+    ``torchopt.Optimizer(params, torchopt.muon())``.
+    """
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        for p in self.param_groups[-1]["params"]:
+            if p.ndim != 2:
+                raise ValueError(
+                    f"Muon only supports 2D parameters whereas we found a parameter with size: "
+                    f"{p.size()}; for batches of matrices use `torchopt.Optimizer(params, "
+                    "torchopt.muon())`"
+                )
 
 
 class MetaMuon(_derived.MetaMuon, functional=muon):

@@ -161,8 +161,8 @@ def schedule_free(
 ) -> Rule:
     r"""Average the iterates of an optimizer, in place of a learning rate schedule.
 
-    Gradients are taken at :math:`y`, the parameters that are trained; the optimizer moves :math:`z`;
-    the model is evaluated at the average :math:`x`:
+    Gradients are taken at :math:`y`, the parameters that are trained; the optimizer moves
+    :math:`z`; the model is evaluated at the average :math:`x`:
 
     .. math::
         y_t &= (1 - \beta)\, z_t + \beta\, x_t, \qquad
