@@ -10,13 +10,13 @@ from typing import Any
 import optree
 import pytest
 import torch
-from _table import ADAM, Case, Family, every_family, every_kernel_case, tensors_in
+from _table import ADAM, SGD, Case, Family, every_family, every_kernel_case, tensors_in
 from torch.autograd import gradcheck, gradgradcheck
 
 import torchopt
 import torchopt_accel
 
-from ._accel import Spy, assert_rounds_alike, every_face, functional, laid_out, run_alone
+from ._accel import FACES, Spy, assert_rounds_alike, every_face, functional, laid_out, run_alone
 
 HAS_CUDA = torch.cuda.is_available() and torchopt_accel.is_available("cuda")
 
@@ -105,10 +105,13 @@ def test_true_and_none_call_the_kernel_and_false_never_does(
     params, grads = laid_out("contiguous", torch.float32, 3)
     face(case, params, grads, False)
     assert spy.operations == []
-    for accelerated in (True, None):
-        face(case, params, grads, accelerated)
-        assert len(spy.operations) == len(grads)
-        spy.operations.clear()
+    face(case, params, grads, True)
+    assert len(spy.operations) == len(grads)
+    spy.operations.clear()
+    face(case, params, grads, None)
+    # without a kernel, differentiable steps of a linear rule are faster for few leaves
+    is_taken = family is not SGD or face in (FACES["functional-inplace"], FACES["stateful"])
+    assert len(spy.operations) == (len(grads) if is_taken else 0)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])

@@ -403,7 +403,7 @@ def test_tensors_may_lie_anyhow_in_every_pass(case: Case, moved: str, kind: str)
         )
         results = [p + u for p, u in zip(params, updates, strict=True)]
         first = torch.autograd.grad(results, inputs, bars, create_graph=True)
-        second: Any = ()
+        second: Any = [torch.zeros_like(x) for x in inputs]  # of what is linear
         if any(x.requires_grad for x in first):
             second = torch.autograd.grad(
                 [x.sin().sum() for x in first if x.requires_grad],

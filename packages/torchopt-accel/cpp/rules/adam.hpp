@@ -24,7 +24,8 @@ struct Adam {
   TORCHOPT_INLINE void forward(T g, const T* state, T& d, T* next) const {
     next[0] = b1 * state[0] + w1 * g;
     next[1] = b2 * state[1] + w2 * (g * g);
-    d = next[0] / (slope * root(next[1] + inside) + offset);
+    // without a slope nothing depends on v, which may have overflowed
+    d = next[0] / (slope != S(0) ? slope * root(next[1] + inside) + offset : constant(offset, g));
   }
 
   template <class T>
@@ -33,10 +34,12 @@ struct Adam {
     const T m = b1 * state[0] + w1 * g;
     const T v = b2 * state[1] + w2 * (g * g) + inside;
     const T r = root(v);
-    const T denominator = slope * r + offset;
+    const T denominator = slope != S(0) ? slope * r + offset : constant(offset, g);
     const T ratio_bar = d_bar / denominator;
     const T m_bar = next_bar[0] + ratio_bar;
-    const T v_bar = next_bar[1] - slope * (ratio_bar * (m / denominator) * root.slope(v, r));
+    const T v_bar = slope != S(0)
+        ? next_bar[1] - slope * (ratio_bar * (m / denominator) * root.slope(v, r))
+        : next_bar[1];
     g_bar = w1 * m_bar + S(2) * w2 * (g * v_bar);
     state_bar[0] = b1 * m_bar;
     state_bar[1] = b2 * v_bar;

@@ -80,7 +80,13 @@ _SQRT_FLOOR = {
 def _each(operation: Callable[..., torch.Tensor]) -> Callable[..., Leaves]:
     def run(xs: Leaves, *operands: Any, **keywords: Any) -> Leaves:
         columns = [y if isinstance(y, (list, tuple)) else [y] * len(xs) for y in operands]
-        return [operation(*row, **keywords) for row in zip(xs, *columns, strict=True)]
+        return [
+            # torch.func.jvp takes a number beside a 0-dim tensor for a double: it promotes tangents
+            operation(row[0].reshape(1), *row[1:], **keywords).reshape(())
+            if row[0].ndim == 0
+            else operation(*row, **keywords)
+            for row in zip(xs, *columns, strict=True)
+        ]
 
     return run
 

@@ -73,13 +73,17 @@ def _check_state(rule: Rule, state: Any, context: Context) -> None:
     like = context.like
     if like is None:
         return
-    shapes, dtypes = [x.shape for x in like], [x.dtype for x in like]
+    kinds = None
     for field, leaves in zip(fields_of(type(state)), state, strict=True):
         if field.kind is not Kind.MOMENT:
             continue
-        found = [getattr(x, "shape", None) for x in leaves]
-        if found == shapes and [x.dtype for x in leaves] == dtypes:
-            continue
+        if kinds is None:
+            kinds = [(x.shape, x.dtype) for x in like]
+        try:
+            if [(x.shape, x.dtype) for x in leaves] == kinds:
+                continue
+        except AttributeError:  # None
+            pass
         for i, (wanted, x) in enumerate(zip(like, leaves, strict=True)):
             if x is None or x.shape != wanted.shape:
                 what = "is None" if x is None else f"has shape {tuple(x.shape)}"

@@ -218,8 +218,11 @@ def _of_active(evaluate: Evaluate | None, active: list[int] | None, tree: Any) -
 def _check_params_like(params: Leaves, context: Context) -> None:
     """Raise unless the parameters are shaped like the updates."""
     like = context.like or []
-    if [getattr(p, "shape", None) for p in params] == [x.shape for x in like]:
-        return
+    try:
+        if [p.shape for p in params] == [x.shape for x in like]:
+            return
+    except AttributeError:  # None
+        pass
     for i, p, x in zip(context.positions, params, like, strict=True):
         shape = getattr(p, "shape", None)
         if shape != x.shape:

@@ -15,6 +15,7 @@ import dis
 import importlib
 import importlib.util
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -129,9 +130,24 @@ def optional(package: str) -> ModuleType | None:
 
 def kernel_provider() -> Any:
     """Return what offers kernels, or None if nothing does by this version of the protocol."""
-    accel = optional("torchopt_accel")
-    provider = getattr(accel, "PROVIDER", None)
-    return provider if getattr(provider, "protocol", None) == PROTOCOL else None
+    if not is_installed("torchopt_accel"):
+        return None
+    try:
+        provider = getattr(optional("torchopt_accel"), "PROVIDER", None)
+    except ImportError as error:
+        provider, reason = None, f": {error}"
+    else:
+        reason = ""
+    if getattr(provider, "protocol", None) == PROTOCOL:
+        return provider
+    warnings.warn(
+        "the installed torchopt-accel does not go with this torchopt-core, so its kernels are not "
+        f"used{reason}. Upgrade it with `pip install --upgrade torchopt-accel`, or take it out "
+        "with `pip uninstall torchopt-accel`",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return None
 
 
 def accelerated_op_available(devices: Any = None) -> bool:

@@ -130,7 +130,7 @@ class GradientStep(Rule):
             )
         direction = self.direction.map_state(function, state[0], *[x[0] for x in others])
         if not is_schedule(self.lr):
-            return direction, EmptyState()
+            return direction, state[1] if isinstance(state[1], EmptyState) else EmptyState()
         if type(state[1]) is not ScaleByScheduleState:
             raise TypeError(
                 "the state belongs to another transformation: expected ScaleByScheduleState, got "
@@ -144,7 +144,8 @@ class GradientStep(Rule):
         rate, next_rate = self._rate(state[1], context)
         number = _as_number(rate)  # in double precision, as in torch
         rate = rate if number is None else number
-        direction = prepare(self.direction, state[0], context._replace(lr=rate))
+        own = context._replace(lr=rate) if self.direction.absorbs_rate else context
+        direction = prepare(self.direction, state[0], own)
         decays = chosen_leaves(self.mask, context) if self._decays else None
         return _Plan(rate, next_rate, decays, direction)
 
@@ -192,6 +193,8 @@ class GradientStep(Rule):
                 leaves, new = found
                 if rate is None:
                     leaves = self._apply(FactoredUpdates(leaves, borrowed=False), context)
+                if new is state[0] and plan.next_rate is state[1]:
+                    return leaves, state
                 return leaves, (new, plan.next_rate)
             updates = found
         result, new = self._direct(updates, state[0], context)

@@ -58,6 +58,10 @@ def resolve_prefix(
 
     The prefix is walked along the paths of the leaves, which a compiler can trace.
     """
+    if isinstance(prefix, (list, tuple)) and spec.type in (list, tuple):
+        is_flat = len(prefix) == spec.num_children == spec.num_leaves
+        if is_flat and all(map(is_value, prefix)):
+            return list(prefix)
     try:
         walks = [_walk(prefix, path, is_value) for path in spec.paths()]
         fits = _count_values(prefix) == len({steps for _, steps in walks})

@@ -17,7 +17,7 @@ from torchopt._types import Leaves, Params
 from torchopt._updates import FactoredUpdates
 from torchopt.base import GradientTransformation, as_rule, check_transformation
 
-__all__ = ["Partition", "PartitionState", "labels_of", "partition"]
+__all__ = ["Labels", "Partition", "PartitionState", "labels_of", "partition"]
 
 
 class PartitionState(NamedTuple):
@@ -163,12 +163,18 @@ class Partition(Rule):
         return leaves
 
 
+class Labels(list[Any]):
+    """The label of each leaf, in order, whatever the tree."""
+
+
 def labels_of(labels: Any, tree: Any, spec: Any, known: Mapping[Any, Any]) -> list[Any]:
     """Return the label of each leaf of a tree.
 
     Raises:
         ValueError: If the labels are no prefix of the tree, or one is unknown.
     """
+    if isinstance(labels, Labels):
+        return labels
     if not isinstance(labels, (str, dict, list, tuple)) and callable(labels):
         labels = labels(tree)
     containers = (dict, list, tuple)

@@ -136,6 +136,10 @@ class RuleTransformation(GradientTransformation):
     def __repr__(self) -> str:
         return f"GradientTransformation({self.rule!r})"
 
+    def _replace(self, **changes: Any) -> GradientTransformation:  # type: ignore[override]
+        """Return the pair of functions with others, which is of no rule any more."""
+        return GradientTransformation(**{**self._asdict(), **changes})
+
     def parts(self) -> list[GradientTransformation]:
         """Return the transformations that this one is made of."""
         return []

@@ -13,7 +13,6 @@ import optree
 import torch
 
 import torchopt
-from torchopt._extensions import EXTENSIONS
 
 __all__ = ["Caller", "find_caller", "find_line"]
 
@@ -35,7 +34,9 @@ def _folder(file: str | None) -> str:
 
 _TORCH = _folder(torch.__file__)
 _TORCHOPT = _folder(torchopt.__file__)
-_EXTENSIONS = tuple(f"{os.sep}{package}{os.sep}" for package in EXTENSIONS)
+_EXTENSIONS = tuple(
+    f"{os.sep}torchopt_{part}{os.sep}" for part in ("accel", "dist", "implicit", "viz", "zero")
+)
 _OWN = _folder(__file__)
 _OPTREE = _folder(optree.__file__)
 # where torch's public functions hand over to `__torch_function__`

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
-from torchopt._module_state import ModuleState
+from torchopt.utils import ModuleState
 
 __all__ = ["Names", "Params", "read_names"]
 

@@ -72,6 +72,8 @@ class Layout:
 
         chain.map_state(visit, self.template)
         self.entries = _unique(found)
+        self.names = [(entry.name, entry.is_shared) for entry in self.entries]
+        self.has_shared = any(entry.is_shared for entry in self.entries)
         #: Whether some entries belong to some of the parameters alone.
         self.is_partitioned = any(scope for _, scope in found) or _has_mask(chain)
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar
 
-import optree
 import torch
 from torch import nn
 
 from torchopt._context import Evaluate
 from torchopt._driver import Extras, as_chain, check_params, init, open_step, run, tree_state
 from torchopt._gradient_step import list_structure
+from torchopt._rule import Rule
+from torchopt._state import Field, Kind
 from torchopt._types import Leaves, OptState
 from torchopt.base import GradientTransformation, UninitializedState, as_rule, check_transformation
 from torchopt.optim._docs import derived_docstring
@@ -135,7 +136,7 @@ class MetaOptimizer:
             )
         for group, state in zip(self._groups, state_dict, strict=True):
             if not isinstance(state, UninitializedState):
-                _check_state(state, group.expected_state(self.impl))
+                _check_state(as_rule(self.impl), state, group.params())
         self.state_groups[:] = state_dict
 
 
@@ -191,7 +192,6 @@ class _Group:
     def __init__(self, module: nn.Module) -> None:
         # by parameter, the places that hold it: more than one if it is shared
         self.slots: list[list[tuple[dict[str, Any], str]]] = []
-        self._expected: OptState | None = None
         index: dict[int, int] = {}
         for submodule in module.modules():
             for name, param in submodule._parameters.items():
@@ -227,12 +227,6 @@ class _Group:
 
         return evaluate
 
-    def expected_state(self, impl: GradientTransformation) -> OptState:
-        """Return a state with the structure and the shapes that the module's has."""
-        if self._expected is None:
-            self._expected = impl.init([x.detach().to("meta") for x in self.params()])
-        return self._expected
-
 
 def _by_name(rates: Mapping[str, Any], module: nn.Module) -> list[Any]:
     names = [name for name, _ in module.named_parameters()]
@@ -241,27 +235,32 @@ def _by_name(rates: Mapping[str, Any], module: nn.Module) -> list[Any]:
     return [rates[name] for name in names]
 
 
-def _leaves(state: OptState) -> Iterator[tuple[str, Any]]:
-    accessors, leaves, _ = optree.tree_flatten_with_accessor(state, none_is_leaf=True)
-    for accessor, leaf in zip(accessors, leaves, strict=True):
-        yield accessor.codify("state"), leaf
+def _check_state(rule: Rule, state: OptState, params: list[torch.Tensor]) -> None:
+    """Raise unless a state is one of the rule's for such parameters."""
 
-
-def _check_state(state: OptState, expected: OptState) -> None:
-    mine_spec = optree.tree_structure(expected, none_is_leaf=True)
-    theirs_spec = optree.tree_structure(state, none_is_leaf=True)
-    if mine_spec != theirs_spec:
-        raise ValueError(
-            "the state belongs to another optimizer or module: it has the structure "
-            f"{theirs_spec}, expected {mine_spec}"
-        )
-    for (name, mine), (_, theirs) in zip(_leaves(expected), _leaves(state), strict=True):
-        if getattr(mine, "shape", None) != getattr(theirs, "shape", None):
+    def check(field: Field, value: Any) -> Any:
+        if field.is_shared:  # it may change its shape from step to step
+            return value
+        if not isinstance(value, (list, tuple)) or len(value) != len(params):
             raise ValueError(
-                f"the state belongs to another module: `{name}` is {_shape(theirs)}, "
-                f"expected {_shape(mine)}"
+                f"the state belongs to another module: `{field.name}` must be a list with an entry "
+                f"for each of {len(params)} parameters, got {_shown(value)}"
             )
+        for i, (x, p) in enumerate(zip(value, params, strict=True)):
+            if field.kind is Kind.MOMENT and x is not None and x.shape != p.shape:
+                raise ValueError(
+                    f"the state belongs to another module: entry {i} of `{field.name}` is "
+                    f"{_shown(x)}, expected shape {tuple(p.shape)}"
+                )
+        return value
+
+    try:
+        rule.map_state(check, state)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
 
 
-def _shape(leaf: Any) -> str:
-    return f"of shape {tuple(leaf.shape)}" if isinstance(leaf, torch.Tensor) else repr(leaf)
+def _shown(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__} of {len(value)}" if hasattr(value, "__len__") else repr(value)

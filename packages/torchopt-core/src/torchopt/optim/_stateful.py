@@ -158,11 +158,11 @@ class Optimizer(torch.optim.Optimizer):
                 extras = extras._replace(value_and_grad=evaluation(params, closure))
             pending.append((unit, params, *unit.open(params, grads, self.state, extras)))
         results = run([step for _, _, step, _ in pending], inplace=True, stepping=True)
-        for (unit, params, _, columns), (news, state) in zip(pending, results, strict=True):
+        for (unit, params, step, columns), (news, state) in zip(pending, results, strict=True):
             for p, new in zip(params, news, strict=True):
-                if new is not None and new is not p:
+                if new is not p and new is not None:
                     p.copy_(new)
-            unit.close(params, columns, state, self.state)
+            unit.close(params, columns, step.every_state, state, self.state)
 
     def _is_training(self, unit: Unit) -> bool:
         return all(self.param_groups[k].get("train_mode", True) for k in unit.groups)

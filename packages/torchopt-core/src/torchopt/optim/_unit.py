@@ -11,7 +11,7 @@ import torch
 
 from torchopt._context import Context, Evaluate
 from torchopt._driver import Extras, Step, as_chain, open_step
-from torchopt._partition import labels_of
+from torchopt._partition import Labels, labels_of
 from torchopt._types import Leaves
 from torchopt.base import GradientTransformation, as_rule
 from torchopt.optim._hyperparameters import (
@@ -26,10 +26,6 @@ from torchopt.optim._layout import Layout
 __all__ = ["Unit", "split"]
 
 _NOTHING: Mapping[str, Any] = {}
-
-
-class Labels(list[Any]):
-    """The label of each parameter of a unit, known from the groups they are in."""
 
 
 def split(impl: GradientTransformation, group: dict[str, Any]) -> list[dict[str, Any]]:
@@ -183,12 +179,17 @@ class Unit:
         self._begun: list[tuple[torch.Tensor, dict[str, Any]]] = []
         if not entries:
             return []
-        per_parameter = [entry.name for entry in entries if not entry.is_shared]
-        rows: list[Any] = [state.get(p, _NOTHING) for p in params]
-        shared: Any = _NOTHING
-        if len(per_parameter) < len(entries):
+        if layout.has_shared:
             self._move_shared(layout, params[0], state)
-            shared = state.get(params[0], _NOTHING)
+        rows: list[Any] = [state.get(p, _NOTHING) for p in params]
+        shared: Any = rows[0]
+        try:  # as it is in all steps but the first
+            return [
+                shared[name] if is_shared else [row[name] for row in rows]
+                for name, is_shared in layout.names
+            ]
+        except KeyError:
+            pass
         new = [
             i
             for i, (row, g) in enumerate(zip(rows, grads, strict=True))
@@ -225,13 +226,20 @@ class Unit:
         return rows
 
     def close(
-        self, params: list[torch.Tensor], columns: list[Any], new_state: Any, state: Any
+        self,
+        params: list[torch.Tensor],
+        columns: list[Any],
+        before: Any,
+        new_state: Any,
+        state: Any,
     ) -> None:
-        """Put what is new into ``state``."""
+        """Put what is new into ``state``, given the state before the step and after it."""
         for p, row in self._begun:
             state[p].update(row)
         self._begun = []
         layout = self.layout(params)
+        if all(new is old for new, old in zip(new_state, before, strict=True)):
+            return
         for entry, old, new in zip(layout.entries, columns, layout.columns(new_state), strict=True):
             if new is old:
                 continue

@@ -207,9 +207,9 @@ def muon(
         ns_coefficients: The coefficients of the iteration.
         eps: The least norm to divide by.
         ns_steps: The number of iterations.
-        adjust_lr_fn: The scale :math:`s`: :math:`\sqrt{\max(1, m/n)}` for ``"original"`` and
-        adjust_lr_fn: The scale :math:`s`: None and ``"original"`` :math:`\sqrt{\max(1, m / n)}`,
-            ``"match_rms_adamw"`` :math:`0.2 \sqrt{\max(m, n)}`, with which Adam's learning
+        adjust_lr_fn: The scale :math:`s`: :math:`\sqrt{\max(1, m / n)}` for None and
+            ``"original"``, :math:`0.2 \sqrt{\max(m, n)}` for ``"match_rms_adamw"``, with which
+            Adam's learning rates can be used.
         ns_dtype: What the iteration computes in: bfloat16 as torch's, which is fast; None for the
             dtype of the gradients, with which derivatives are exact.
         mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
