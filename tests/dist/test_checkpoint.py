@@ -174,7 +174,11 @@ def run(folder: Path, nproc: int | None, killed_before: int, deterministic: bool
     return launch(PROGRAM, nproc, args=[*arguments, str(deterministic)])
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["running", "deterministic"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(False, marks=pytest.mark.slow), True],
+    ids=["running", "deterministic"],
+)
 def whole(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[bool, list[float]]:
@@ -188,8 +192,9 @@ def trajectory(folder: Path) -> list[float]:
     return [float.fromhex(x) for x in json.loads((folder / "out.json").read_text())]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("nproc", [None, 3], ids=["one process", "3 ranks"])
+@pytest.mark.parametrize(
+    "nproc", [pytest.param(None, marks=pytest.mark.slow), 3], ids=["one process", "3 ranks"]
+)
 def test_a_killed_run_goes_on_with_another_number_of_ranks(
     whole: tuple[bool, list[float]], nproc: int | None, tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ def run(folder: Path, nproc: int | None, deterministic: bool = False) -> list[di
     return torch.load(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_digits_are_learned_alike(deterministic: bool, tmp_path: Path) -> None:
     alone = run(tmp_path, None, deterministic)
