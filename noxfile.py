@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import nox
@@ -24,17 +25,23 @@ ZERO = ROOT / "packages" / "torchopt-zero"
 DISTRIBUTED = ROOT / "packages" / "torchopt-dist"
 VIZ = ROOT / "packages" / "torchopt-viz"
 PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
+# tests of the core that the extensions have no part in: nothing in them makes a step
+INDEPENDENT = ["test_bad_hyperparameters.py", "test_pytree.py", "test_schedules.py"]
 CACHES = {"__pycache__", ".mypy_cache"}
 COMPILED = {".so", ".pyd"}
 DEMO_REQUIREMENTS = ["matplotlib", "scikit-learn", "tqdm"]
 TEST_REQUIREMENTS = [
+    "expecttest",
     "hypothesis",
     "imageio-ffmpeg",
     "mypy",
+    "prodigyopt",
     "pybind11",
     "pyright[nodejs]",
     "pytest",
     "pytest-cov",
+    "pytest-xdist",
+    "schedulefree",
     "selenium",
     "setproctitle",
     "sybil",
@@ -68,7 +75,9 @@ def install(session: nox.Session, *requirements: str | Path) -> None:
     if stamp.exists() and stamp.read_text() == wanted:
         return
     stamp.unlink(missing_ok=True)
-    pip = ("python", "-m", "pip", "install", "--quiet", "--constraint", str(CONSTRAINTS))
+    # Python compiles what is imported; to compile all of torch takes longer than to unpack it
+    pip = ("python", "-m", "pip", "install", "--quiet", "--no-compile")
+    pip += ("--constraint", str(CONSTRAINTS))
     if session.run_install(*pip, *requirements):  # nothing is run under `nox --no-install`
         stamp.write_text(wanted)
 
@@ -80,14 +89,21 @@ def demo(session: nox.Session) -> None:
     session.run("python", "examples/few_shot_digits.py", *session.posargs)
 
 
-def run_tests(session: nox.Session, *default: str, **env: str) -> None:
-    """Run pytest on what the command line names, or on folders of tests/."""
+def run_tests(session: nox.Session, *default: str, without: Sequence[str] = (), **env: str) -> None:
+    """Run pytest on what the command line names, or on folders of tests/ without some files.
+
+    Every core runs tests, `-- -n 0` does it in one process. Slow tests are left out, `-- -m slow`
+    runs these alone, and `-- -m ""` all. A test that is named is run, slow or not, by itself.
+    """
     arguments = [
         str(ROOT / argument) if (ROOT / argument.split("::")[0]).exists() else argument
         for argument in session.posargs
     ]
     if arguments == session.posargs:  # no path among them
         arguments[:0] = [str(ROOT / "tests" / folder) for folder in default]
+        arguments[:0] = [f"--ignore={ROOT / 'tests' / file}" for file in without]
+    if not any("::" in argument for argument in arguments):
+        arguments[:0] = ["-n", "logical", "-m", "not slow"]
     session.env["COVERAGE_RCFILE"] = str(ROOT / "pyproject.toml")  # for `-- --cov`
     session.chdir(session.create_tmp())  # nothing of the source tree is importable from here
     session.run("pytest", *arguments, env=env)
@@ -105,7 +121,8 @@ def alone(session: nox.Session) -> None:
     """Run the core's tests against the core alone, which then does all arithmetic itself."""
     install(session, CORE, *TEST_REQUIREMENTS)
     files = ("test_checkers.py", "test_docstrings.py", "test_surface.py")
-    run_tests(session, "core", *(f"integration/{file}" for file in files))
+    folders = ("core", *(f"integration/{file}" for file in files))
+    run_tests(session, *folders, without=[f"core/{name}" for name in INDEPENDENT])
 
 
 @nox.session

@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -13,11 +14,20 @@ import torch
 
 import torchopt
 
+# places below tests/ where one worker runs all tests, one after another
+ONE_WORKER = (
+    "tests/dist/",  # processes that work together, which need the cores, and share what they found
+    "accel/test_emulated_cuda.py",  # what is compiled
+    "viz/test_page_panel.py",  # a browser
+    "viz/test_page_view.py",
+    "viz/test_seed_script.py",  # what an example has found
+)
 PACKAGES = Path(__file__).resolve().parent.parent / "packages"
 
 hypothesis.settings.register_profile("torchopt", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("torchopt")
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start
 
 
 def pytest_configure() -> None:
@@ -35,6 +45,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("cuda"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each worker one test at a time, but all of `ONE_WORKER` to one worker.
+
+    (The groups of pytest-xdist 3.8 are none under pytest 9.2, which has other names of tests.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return next((place for place in ONE_WORKER if f"/{place}" in f"/{path}"), nodeid)
+
+    return Scheduling(config, log) if config.getoption("dist") == "load" else None
 
 
 @pytest.fixture(autouse=True)

@@ -12,13 +12,26 @@ from typing import Any
 import optree
 import pytest
 import torch
-from _table import Bag, Case, tensors_in
+from _table import CASES, Bag, Case, tensors_in
 
 import torchopt
 import torchopt_accel
 from torchopt_accel._step import Step
 
 Grads = Sequence[Sequence["torch.Tensor | None"]]
+
+# For what has to do with a kernel, and not with the hyperparameters it is called with: a case for
+# each kernel, where parameters are among its inputs if they can be, and one where the rate is.
+NAMED = {case.name: case for case in CASES}
+EVERY_KERNEL = [
+    NAMED[name]
+    for name in (
+        *("sgd", "sgd-nesterov", "adam-decay", "adamw-maximize", "radam-decay", "adagrad-decay"),
+        *("adadelta-decay", "adamax-decay", "rmsprop", "rmsprop-momentum", "rmsprop-centered"),
+        "rmsprop-all",
+    )
+]
+every_kernel = pytest.mark.parametrize("case", EVERY_KERNEL, ids=lambda case: case.name)
 
 FULL = [torch.float64, torch.float32]
 HALF = [torch.bfloat16, torch.float16]
@@ -56,6 +69,13 @@ LAYOUTS: dict[str, tuple[Callable[[torch.dtype], torch.Tensor], ...]] = {
     "zero-size": (_plain(0, 3), _plain(0, 3)),
 }
 every_layout = pytest.mark.parametrize("layout", LAYOUTS)
+
+
+def every_kernel_in(first: torch.dtype, second: torch.dtype) -> pytest.MarkDecorator:
+    """Try every kernel in one dtype, and that with the most states in another one, too."""
+    rows = [*((case, first) for case in EVERY_KERNEL), (NAMED["rmsprop-all"], second)]
+    ids = [f"{case.name}-{dtype}" for case, dtype in rows]
+    return pytest.mark.parametrize(("case", "dtype"), rows, ids=ids)
 
 
 def laid_out(

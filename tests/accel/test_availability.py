@@ -24,7 +24,7 @@ HAS_CUDA = torch.cuda.is_available() and torchopt_accel.is_available("cuda")
 @pytest.mark.parametrize(
     "devices",
     ["cpu", "cpu:0", torch.device("cpu"), ["cpu"], ("cpu", torch.device("cpu")), iter(["cpu"]), []],
-    ids=repr,
+    ids=["str", "numbered", "device", "list", "tuple", "iterator", "nothing"],
 )
 def test_the_processor_is_available(devices: Any) -> None:
     assert torchopt.accelerated_op_available(devices) is True
@@ -48,7 +48,7 @@ def test_none_means_both_kinds_of_devices() -> None:
     assert torchopt.accelerated_op_available() is torchopt.accelerated_op_available(["cpu", "cuda"])
 
 
-@pytest.mark.parametrize("devices", [1.5, True, [None], object(), ["cpu", b"cpu"]], ids=str)
+@pytest.mark.parametrize("devices", [1.5, True, [None], object(), ["cpu", b"cpu"]], ids=type)
 def test_what_is_no_device_is_a_type_error(devices: Any) -> None:
     with pytest.raises(TypeError):
         torchopt.accelerated_op_available(devices)

@@ -20,14 +20,19 @@ from _table import (
 )
 
 import torchopt
+from torchopt_accel import _native
+from torchopt_accel._step import Step
 
 from ._accel import (
+    EVERY_KERNEL,
     FULL,
     HALF,
     Spy,
     assert_rounded,
     assert_rounds_alike,
     every_face,
+    every_kernel,
+    every_kernel_in,
     every_layout,
     functional,
     laid_out,
@@ -43,22 +48,40 @@ every_half_dtype = pytest.mark.parametrize("dtype", HALF, ids=str)
 every_mode = pytest.mark.parametrize("inplace", [True, False], ids=["inplace", "functional"])
 
 
-@every_layout
 @every_full_dtype
 @every_face
 @every_kernel_case
 def test_equals_the_composite_step(
+    case: Case, face: Callable[..., Any], dtype: torch.dtype
+) -> None:
+    params, grads = laid_out("several-chunks", dtype, STEPS)
+    assert_rounds_alike(face(case, params, grads, True), face(case, params, grads, False))
+
+
+@every_layout
+@every_face
+@every_kernel_in(torch.float32, torch.float64)
+def test_every_layout_equals_the_composite_step(
     case: Case, face: Callable[..., Any], dtype: torch.dtype, layout: str
 ) -> None:
     params, grads = laid_out(layout, dtype, STEPS)
     assert_rounds_alike(face(case, params, grads, True), face(case, params, grads, False))
 
 
-@every_layout
 @every_half_dtype
 @every_kernel_case
-def test_computes_16_bits_in_float32(case: Case, dtype: torch.dtype, layout: str) -> None:
+def test_computes_16_bits_in_float32(case: Case, dtype: torch.dtype) -> None:
     """From the same numbers of 16 bits, in each step."""
+    check_16_bits(case, dtype, "several-chunks")
+
+
+@every_layout
+@every_kernel_in(torch.bfloat16, torch.float16)
+def test_every_layout_of_16_bits(case: Case, dtype: torch.dtype, layout: str) -> None:
+    check_16_bits(case, dtype, layout)
+
+
+def check_16_bits(case: Case, dtype: torch.dtype, layout: str) -> None:
     params, grads = laid_out(layout, dtype, STEPS)
     for inplace in (True, False):
         compiled = case.functional(use_accelerated_op=True)
@@ -74,6 +97,21 @@ def test_computes_16_bits_in_float32(case: Case, dtype: torch.dtype, layout: str
             updates, state = compiled.update(step, state, params=params, inplace=inplace)
             assert {x.dtype for x in updates} == {dtype}
             assert_rounded((updates, state), exact)
+
+
+def test_the_cases_that_stand_for_kernels_meet_all_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    met, run = set(), Step.run
+
+    def noted(step: Step, *args: Any) -> None:
+        met.add(step.kernel.name)
+        run(step, *args)
+
+    monkeypatch.setattr(Step, "run", noted)
+    for case in EVERY_KERNEL:
+        functional(case, *laid_out("contiguous", torch.float32, 1), True, inplace=True)
+    assert met == set(_native.load("cpu").RULES)
 
 
 @every_half_dtype
@@ -94,7 +132,7 @@ def test_objects_compute_16_bits_in_float32(case: Case, dtype: torch.dtype) -> N
 
 @every_full_dtype
 @every_face
-@every_kernel_case
+@every_kernel
 def test_covers_none_leaves_complex_leaves_and_their_own_step_counts(
     case: Case, face: Callable[..., Any], dtype: torch.dtype
 ) -> None:

@@ -34,7 +34,7 @@ from torch.utils.checkpoint import checkpoint
 import torchopt
 import torchopt_accel
 
-from ._accel import Spy, assert_rounds_alike
+from ._accel import Spy, assert_rounds_alike, every_kernel
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -298,7 +298,7 @@ every_transform = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=
 
 
 @every_transform
-@every_kernel_case
+@every_kernel
 def test_transforms_give_what_the_composite_step_gives(
     case: Case, transform: Callable[..., Any], spy: Spy
 ) -> None:

@@ -26,7 +26,7 @@ from torch.autograd import forward_ad
 import torchopt
 from torchopt_accel import NotCoveredError
 
-from ._accel import HALF, Spy, assert_rounds_alike, functional, laid_out, stateful
+from ._accel import HALF, Spy, assert_rounds_alike, every_kernel, functional, laid_out, stateful
 
 every_mode = pytest.mark.parametrize("inplace", [True, False], ids=["inplace", "functional"])
 
@@ -260,7 +260,7 @@ MISMATCHES = [
 @every_mode
 @pytest.mark.parametrize("layout", ["contiguous", "sliced"])
 @pytest.mark.parametrize("kind", MISMATCHES)
-@every_kernel_case
+@every_kernel
 def test_mismatches_raise_and_change_nothing(
     case: Case, kind: str, layout: str, inplace: bool
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "few_shot_digits.py"
 
 
-@pytest.mark.parametrize("inner_optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("inner_optimizer", ["sgd", pytest.param("adam", marks=pytest.mark.slow)])
 def test_demo_adapts_to_unseen_digits_and_draws_them(tmp_path: Path, inner_optimizer: str) -> None:
     picture = tmp_path / "digits.png"
     run = subprocess.run(

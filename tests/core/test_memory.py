@@ -86,9 +86,8 @@ def online() -> Callable[[], None]:
     return iterate
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not STATM.exists() or not MALLINFO, reason="needs Linux with glibc")
-@pytest.mark.parametrize("make", [maml, online])
+@pytest.mark.parametrize("make", [pytest.param(maml, marks=pytest.mark.slow), online])
 def test_two_thousand_meta_iterations_do_not_grow(make: Callable[[], Callable[[], None]]) -> None:
     iterate = make()
     for _ in range(200):  # caches settle

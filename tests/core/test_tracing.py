@@ -8,7 +8,16 @@ from typing import Any
 import optree
 import pytest
 import torch
-from _table import Case, assert_agree, assert_same, every_case, every_family, run_functional
+from _table import (
+    CASES,
+    FAMILIES,
+    Case,
+    assert_agree,
+    assert_same,
+    every_case,
+    every_family,
+    run_functional,
+)
 from torch._dynamo.testing import CompileCounter
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
@@ -179,7 +188,13 @@ def check_compiles_once(transformation: torchopt.GradientTransformation) -> None
     assert_agree(actual, expected)
 
 
-@every_case
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=() if case.name in FAMILIES else pytest.mark.slow, id=case.name)
+        for case in CASES
+    ],
+)
 def test_compiles_once_to_the_same_step(case: Case) -> None:
     check_compiles_once(case.functional())
 

@@ -33,7 +33,10 @@ def adapted(net: nn.Module, task: tuple[Tensor, Tensor]) -> Tensor:
 
 def main(checkpoint: Path, output: Path, killed_before: int, deterministic: bool) -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(1, 9), nn.BatchNorm1d(9), nn.Tanh(), nn.Linear(9, 1)).double()
+    # no bias before the normalization: its gradient would be nothing but what was rounded, and
+    # Adam makes steps of that
+    first = nn.Linear(1, 9, bias=False)
+    net = nn.Sequential(first, nn.BatchNorm1d(9), nn.Tanh(), nn.Linear(9, 1)).double()
     outer = torch.optim.Adam(net.parameters(), lr=0.02)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(outer, ITERATIONS)
     scale = {"scale": torch.ones((), dtype=torch.float64, requires_grad=True)}

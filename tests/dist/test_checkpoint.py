@@ -174,26 +174,20 @@ def run(folder: Path, nproc: int | None, killed_before: int, deterministic: bool
     return launch(PROGRAM, nproc, args=[*arguments, str(deterministic)])
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["running", "deterministic"])
-def whole(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[bool, list[float]]:
-    """The trajectory of two ranks that nothing happens to."""
-    folder = tmp_path_factory.mktemp("whole")
-    run(folder, 2, -1, request.param).check()
-    return request.param, trajectory(folder)
-
-
 def trajectory(folder: Path) -> list[float]:
     return [float.fromhex(x) for x in json.loads((folder / "out.json").read_text())]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("nproc", [None, 3], ids=["one process", "3 ranks"])
+@pytest.mark.parametrize(
+    ("nproc", "deterministic"), [pytest.param(None, False, marks=pytest.mark.slow), (3, True)]
+)
 def test_a_killed_run_goes_on_with_another_number_of_ranks(
-    whole: tuple[bool, list[float]], nproc: int | None, tmp_path: Path
+    nproc: int | None, deterministic: bool, tmp_path: Path
 ) -> None:
-    deterministic, expected = whole
+    undisturbed = tmp_path / "undisturbed"
+    undisturbed.mkdir()
+    run(undisturbed, 2, -1, deterministic).check()
+    expected = trajectory(undisturbed)
     killed = run(tmp_path, 2, 8, deterministic)
     assert killed.returncode != 0
     assert f"exitcode: -{int(signal.SIGKILL)}" in killed.stderr

@@ -8,6 +8,8 @@ import pytest
 
 from ._launch import Result, launch
 
+slow = pytest.mark.slow
+
 TIMEOUT = 4.0
 # what ends by itself does so long before the tasks that hang would, also on a busy machine
 LIMIT = 60.0
@@ -50,7 +52,7 @@ with process_group(timeout=60.0):
 """
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("deterministic", [False, pytest.param(True, marks=slow)])
 def test_a_task_that_raises_raises_on_every_rank(deterministic: bool) -> None:
     result = launch(RAISES, 3, args=[str(deterministic)])
     lines = result.stdout.splitlines()
@@ -152,33 +154,39 @@ def check_reports(result: Result, lost: int) -> None:
         assert float(seconds) < LIMIT, result
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("lost", "deterministic"), [(0, False), (1, True)])
+@pytest.mark.parametrize(("lost", "deterministic"), [pytest.param(0, False, marks=slow), (1, True)])
 def test_a_hung_rank_is_named_under_torchrun(lost: int, deterministic: bool) -> None:
     check_reports(run(TORCHRUN, "hangs", lost, deterministic), lost)
 
 
-@pytest.mark.slow
+@slow
 def test_a_hung_rank_is_named_under_multiprocessing() -> None:
     check_reports(run(SPAWN, "hangs", 1), 1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "lost", "deterministic"),
-    [("killed", 0, False), ("killed", 2, True), ("exits", 1, False), ("stopped", 0, True)],
+    [
+        ("killed", 0, False),
+        pytest.param("killed", 2, True, marks=slow),
+        pytest.param("exits", 1, False, marks=slow),
+        pytest.param("stopped", 0, True, marks=slow),
+    ],
 )
 def test_a_dead_rank_is_named_by_those_left(fault: str, lost: int, deterministic: bool) -> None:
     check_reports(run(UNSUPERVISED, fault, lost, deterministic), lost)
 
 
-@pytest.mark.parametrize(("fault", "code", "lost"), [("killed", -9, 1), ("exits", 3, 0)])
+@pytest.mark.parametrize(
+    ("fault", "code", "lost"), [("killed", -9, 1), pytest.param("exits", 3, 0, marks=slow)]
+)
 def test_torchrun_names_a_dead_rank_and_ends_the_others(fault: str, code: int, lost: int) -> None:
     result = run(TORCHRUN, fault, lost)
     assert f"failed (exitcode: {code}) local_rank: {lost}" in result.stderr, result
     assert result.seconds < LIMIT
 
 
+@slow
 def test_multiprocessing_names_a_dead_rank_and_ends_the_others() -> None:
     assert "process 2 terminated with signal SIGKILL" in run(SPAWN, "killed", 2).stderr
 
@@ -203,7 +211,7 @@ with process_group(timeout=2.0):
 """
 
 
-@pytest.mark.slow
+@slow
 def test_a_late_rank_learns_that_it_was_given_up() -> None:
     result = launch(LATE, 2).check()
     assert "rank 0: (1,) rank 1 of 2 did not take part" in result.stdout, result

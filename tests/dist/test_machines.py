@@ -78,7 +78,7 @@ sys.exit(subprocess.run(command).returncode)
     return [result.check() for result in results if isinstance(result, Result)]
 
 
-@pytest.mark.parametrize("door", ["tasks", "rpc"])
+@pytest.mark.parametrize("door", ["tasks", pytest.param("rpc", marks=pytest.mark.slow)])
 def test_two_machines_find_the_losses_of_one_process(machines: list[str], door: str) -> None:
     first, second = run(machines, door)
     found = [line.split()[3] for line in first.stdout.splitlines() if "loss" in line]

@@ -27,7 +27,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Found:
     return run(tmp_path_factory.mktemp("alone"), None)
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3, 4], ids=lambda n: f"{n} ranks")
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(n, marks=pytest.mark.slow if n in (1, 4) else (), id=f"{n} ranks")
+        for n in (1, 2, 3, 4)
+    ],
+)
 def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What each rank finds under `torchrun`."""
     return run(tmp_path_factory.mktemp("together"), request.param)

@@ -30,7 +30,9 @@ def reference() -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("workers", [None, 1, 2, 3])
+@pytest.mark.parametrize(
+    "workers", [*(pytest.param(n, marks=pytest.mark.slow) for n in (None, 1, 3)), 2]
+)
 def test_the_published_distributed_program_trains_as_one_process(workers: int | None) -> None:
     output = launch(Path(_published_program.__file__), workers).check().stdout
     losses = [float(line.split()[-1]) for line in output.splitlines() if "loss" in line]

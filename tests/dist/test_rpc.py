@@ -14,7 +14,7 @@ from ._rpc_program import MODELS, OBJECTIVES, PARTITIONERS, SIZES, local_gradien
 
 PROGRAM = Path(__file__).with_name("_rpc_program.py")
 # one process without torchrun, and what torchrun starts
-WORLDS = (None, 2, 3)
+WORLDS = (None, pytest.param(2, marks=pytest.mark.slow), 3)
 
 
 @pytest.fixture(scope="module", params=WORLDS, ids=lambda n: f"{n or 'no launcher, 1'} workers")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 
 import pytest
 
 from ._launch import Result, launch
+
+slow = pytest.mark.slow
 
 PROGRAM = """
 import os, signal, sys, time
@@ -111,20 +114,26 @@ def test_a_world_without_faults_ends_well(run) -> None:
         assert all(f"rank {rank} ended well" in result.stdout for rank in range(3))
 
 
-@pytest.mark.parametrize("starter", STARTERS)
+FAILURES = {
+    "raises": ("LookupError: bad luck 7", 'raise LookupError(f"bad luck {number}")'),
+    "raises an odd error": ("RemoteError: on worker 'worker1' (rank 1)", "Odd: odd 3"),
+    "dies": ("WorkerLostError: worker 'worker1' (rank 1) cannot be reached", ""),
+    "exits": ("WorkerLostError: worker 'worker1' (rank 1) cannot be reached", ""),
+    "hangs": ("WorkerTimeoutError: worker 'worker1' (rank 1) did not answer in time", ""),
+}
+# what every run tries: one that is told, one that is seen, one that is waited for
+QUICK = {("torchrun", "raises"), ("multiprocessing", "dies"), ("multiprocessing", "hangs")}
+
+
 @pytest.mark.parametrize(
-    ("what", "error", "reason"),
+    ("starter", "what"),
     [
-        ("raises", "LookupError: bad luck 7", 'raise LookupError(f"bad luck {number}")'),
-        ("raises an odd error", "RemoteError: on worker 'worker1' (rank 1)", "Odd: odd 3"),
-        ("dies", "WorkerLostError: worker 'worker1' (rank 1) cannot be reached", ""),
-        ("exits", "WorkerLostError: worker 'worker1' (rank 1) cannot be reached", ""),
-        ("hangs", "WorkerTimeoutError: worker 'worker1' (rank 1) did not answer in time", ""),
+        pytest.param(*row, marks=() if row in QUICK else slow)
+        for row in itertools.product(STARTERS, FAILURES)
     ],
 )
-def test_a_failed_call_names_the_worker_and_ends_all(
-    run, starter: str, what: str, error: str, reason: str
-) -> None:
+def test_a_failed_call_names_the_worker_and_ends_all(run, starter: str, what: str) -> None:
+    error, reason = FAILURES[what]
     result = run(starter, what, "call", 1)
     if starter == "multiprocessing" or what not in ("dies", "exits"):
         # (torchrun, which sees that a process has died, ends the others before they can say so)
@@ -136,12 +145,13 @@ def test_a_failed_call_names_the_worker_and_ends_all(
     assert not result.orphans
 
 
-@pytest.mark.parametrize("what", ["raises", "raises an odd error"])
+@pytest.mark.parametrize("what", ["raises", pytest.param("raises an odd error", marks=slow)])
 def test_a_caller_may_catch_the_error_and_go_on(run, what: str) -> None:
     result = run("torchrun", what, "call", 1, "go on").check()
     assert "[4]" in result.stdout
 
 
+@slow
 def test_a_call_that_hangs_does_not_keep_its_worker_for_ever(run) -> None:
     result = run("multiprocessing", "hangs", "call", 1, "go on")
     assert "[4]" in result.stdout
@@ -151,9 +161,17 @@ def test_a_call_that_hangs_does_not_keep_its_worker_for_ever(run) -> None:
     assert not result.orphans
 
 
-@pytest.mark.parametrize("starter", STARTERS)
-@pytest.mark.parametrize("guilty", [0, 1])
-@pytest.mark.parametrize("what", ["raises", "dies", "exits"])
+@pytest.mark.parametrize(
+    ("what", "guilty", "starter"),
+    [  # every pair of these
+        pytest.param("raises", 0, "multiprocessing", marks=slow),
+        ("raises", 1, "torchrun"),
+        pytest.param("dies", 0, "torchrun", marks=slow),
+        ("dies", 1, "multiprocessing"),
+        pytest.param("exits", 0, "multiprocessing", marks=slow),
+        pytest.param("exits", 1, "torchrun", marks=slow),
+    ],
+)
 def test_a_worker_that_fails_by_itself_ends_all(run, starter: str, what: str, guilty: int) -> None:
     result = run(starter, what, "main", guilty)
     assert "ended well" not in result.stdout

@@ -67,7 +67,9 @@ def true_gradient(problem: dict[str, Any]) -> torch.Tensor:
     return dtheta - B.T @ torch.linalg.solve(A.T, dx)
 
 
-@pytest.mark.parametrize("block", range(10))
+@pytest.mark.parametrize(
+    "block", [pytest.param(i, marks=pytest.mark.slow if i > 1 else ()) for i in range(10)]
+)
 def test_certified_bounds_are_never_below_the_true_error(block: int) -> None:
     for seed in range(100 * block, 100 * block + 100):
         problem = random_problem(seed)

@@ -77,8 +77,15 @@ ORDERS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+# what single precision may break is a solve: of the operator, and of its transpose
+@pytest.mark.parametrize(
+    ("dtype", "order"),
+    [
+        *((torch.float64, order) for order in ORDERS),
+        *((torch.float32, order) for order in ("value", "reverse")),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("batch", [None, 3], ids=["single", "batch"])
 @pytest.mark.parametrize(("name", "kind"), ROWS)
 def test_solutions_and_derivatives_equal_those_of_the_dense_solve(

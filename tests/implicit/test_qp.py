@@ -91,7 +91,14 @@ def test_quadratic_programs_as_scipy_solves_them() -> None:
     np.testing.assert_allclose(qp(Q, q, G, h, A, b).z.numpy(), reference.x, atol=1e-6)
 
 
-@pytest.mark.parametrize(("n", "m", "p"), [(4, 3, 1), (3, 5, 0), (4, 1, 2)])
+@pytest.mark.parametrize(
+    ("n", "m", "p"),
+    [
+        pytest.param(4, 3, 1, marks=pytest.mark.slow),
+        pytest.param(3, 5, 0, marks=pytest.mark.slow),
+        (4, 1, 2),
+    ],
+)
 def test_gradients_in_all_data_meet_finite_differences_to_second_order(
     n: int, m: int, p: int
 ) -> None:

@@ -34,6 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return done.stdout, folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("walk", WALKS)
 def test_what_is_seen_is_held_against_what_was_published(run: tuple[str, Path], walk: str) -> None:
     pattern = rf"^{re.escape(walk)} steps\n  published: .+\n  seen:      .+\n  (.+)$"
@@ -42,6 +43,7 @@ def test_what_is_seen_is_held_against_what_was_published(run: tuple[str, Path], 
     assert ("seeds" in verdict) == walk.startswith("AdaHessian")
 
 
+@pytest.mark.slow
 def test_it_saves_a_picture_of_each_walk_and_of_all(run: tuple[str, Path]) -> None:
     pictures = sorted(run[1].glob("*.png"))
     assert len(pictures) == len(WALKS) + 1
