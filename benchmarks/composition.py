@@ -1,7 +1,7 @@
 """Whether composition is free: steps of composites beside those of their parts.
 
-12 leaves, 1.6 million float32 parameters, the default allocator, ratios of interleaved runs. Also the
-in-place steps of optimizers that have a reference implementation elsewhere.
+12 leaves, 1.6 million float32 parameters, the default allocator, ratios of interleaved runs. Also
+the in-place steps of optimizers that have a reference implementation elsewhere.
 
     python benchmarks/composition.py            # with torchopt-accel, if it is installed
     python benchmarks/composition.py --threads 2
@@ -179,7 +179,7 @@ ROWS: dict[str, tuple[Callable[[], Step], Callable[[], Step], float]] = {
 
 
 def turn(step: Step, times: int) -> float:
-    """Return the time of a step; with one thread that of the processor, which others do not take."""
+    """Return the time of a step; with one thread that of the processor, which is ours alone."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     begin = clock()
     for _ in range(times):

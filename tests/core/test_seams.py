@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -537,3 +538,8 @@ def test_no_module_imports_itself_by_a_circle() -> None:
 def test_the_package_shows_nothing_that_is_not_its_own() -> None:
     for module in (torchopt, torchopt.diff, torchopt.nn, torchopt.transform):
         assert not {"Any", "TYPE_CHECKING", "annotations"} & set(dir(module))
+
+
+def test_the_stateful_optimizer_is_found_where_0_7_had_it() -> None:
+    module = importlib.import_module("torchopt.optim.base")
+    assert module.Optimizer is torchopt.Optimizer

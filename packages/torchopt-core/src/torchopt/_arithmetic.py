@@ -80,13 +80,14 @@ _SQRT_FLOOR = {
 def _each(operation: Callable[..., torch.Tensor]) -> Callable[..., Leaves]:
     def run(xs: Leaves, *operands: Any, **keywords: Any) -> Leaves:
         columns = [y if isinstance(y, (list, tuple)) else [y] * len(xs) for y in operands]
-        return [
-            # torch.func.jvp takes a number beside a 0-dim tensor for a double: it promotes tangents
-            operation(row[0].reshape(1), *row[1:], **keywords).reshape(())
-            if row[0].ndim == 0
-            else operation(*row, **keywords)
-            for row in zip(xs, *columns, strict=True)
-        ]
+        results = []
+        for row in zip(xs, *columns, strict=True):
+            if True in [isinstance(x, torch.Tensor) and x.ndim > 0 for x in row]:
+                results.append(operation(*row, **keywords))
+            else:
+                # torch.func.jvp takes a number beside a 0-dim tensor for a double, and promotes
+                results.append(operation(row[0].reshape(1), *row[1:], **keywords).reshape(()))
+        return results
 
     return run
 

@@ -6,7 +6,16 @@ A :class:`Rule` is the mathematics of a transformation, over lists of leaves;
 """
 
 from torchopt._arithmetic import Operand, PerLeaf
-from torchopt._chain import Chain, Identity, prepare, step, update
+from torchopt._chain import (
+    Chain,
+    Identity,
+    expand_state,
+    merge_state,
+    prepare,
+    select_state,
+    step,
+    update,
+)
 from torchopt._context import Context, bias_correction, counts_like, filled_like, zeros_like
 from torchopt._factory import optimizer, transformation
 from torchopt._gradient_step import GradientStep
@@ -43,14 +52,17 @@ __all__ = [
     "as_rule",
     "bias_correction",
     "counts_like",
+    "expand_state",
     "fields_of",
     "filled_like",
+    "merge_state",
     "moment",
     "nested",
     "optimizer",
     "per_leaf",
     "prepare",
     "record",
+    "select_state",
     "shared",
     "step",
     "transformation",

@@ -1,5 +1,8 @@
 """Optimizers as :class:`torch.optim.Optimizer`, and :class:`FuncOptimizer` for trees."""
 
+import sys
+
+from torchopt.optim import _stateful as base
 from torchopt.optim import meta
 from torchopt.optim._stateful import Optimizer
 from torchopt.optim.adadelta import AdaDelta, Adadelta
@@ -44,3 +47,6 @@ __all__ = [
     "ScheduleFree",
     "meta",
 ]
+
+# the path by which programs written for 0.7 know it
+sys.modules[f"{__name__}.base"] = base
