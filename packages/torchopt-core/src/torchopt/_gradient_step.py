@@ -28,7 +28,7 @@ from torchopt._validate import (
     is_schedule,
 )
 
-__all__ = ["GradientStep", "ScaleByScheduleState", "add_decayed", "list_structure"]
+__all__ = ["GradientStep", "Rate", "ScaleByScheduleState", "add_decayed", "list_structure"]
 
 
 @record(count=shared("schedule_step"))
@@ -78,6 +78,16 @@ def chosen_leaves(mask: Any, context: Context) -> tuple[int, ...] | None:
     return None if mask is None else tuple(mask_positions(mask, context))
 
 
+class Rate:
+    """A number that its owner may change between steps, as a learning rate."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: float) -> None:
+        """Take the number."""
+        self.value = value
+
+
 class _Plan(NamedTuple):
     rate: Operand
     next_rate: EmptyState | ScaleByScheduleState
@@ -97,7 +107,7 @@ class GradientStep(Rule):
 
     #: How gradients become a direction.
     direction: Rule
-    lr: ScalarOrSchedule | TensorTree
+    lr: ScalarOrSchedule | TensorTree | Rate
     weight_decay: Scalar = 0.0
     #: Whether the weight decay bypasses the direction (AdamW).
     decoupled: bool = False
@@ -110,7 +120,7 @@ class GradientStep(Rule):
     state_type = object
 
     def __post_init__(self) -> None:
-        check_learning_rate(self.lr)
+        check_learning_rate(self.lr.value if isinstance(self.lr, Rate) else self.lr)
         check_non_negative("weight_decay", self.weight_decay)
         if self.use_accelerated_op:
             _extensions.require("torchopt.accelerated_op")
@@ -157,6 +167,8 @@ class GradientStep(Rule):
         self, state: Any, context: Context
     ) -> tuple[Operand, EmptyState | ScaleByScheduleState]:
         """Return the learning rate, and the next state of its schedule."""
+        if isinstance(self.lr, Rate):
+            return self.lr.value, state
         if isinstance(self.lr, (int, float)) or is_scalar_tensor(self.lr):
             return self.lr, state
         if not is_schedule(self.lr):

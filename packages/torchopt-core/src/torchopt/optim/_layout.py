@@ -13,6 +13,7 @@ from torchopt._gradient_step import list_structure
 from torchopt._masked import Masked
 from torchopt._rule import Rule
 from torchopt._state import Field, Kind
+from torchopt.base import Foreign
 
 __all__ = ["Entry", "Layout"]
 
@@ -50,13 +51,12 @@ class Layout:
         self.size = len(params)
         self.spec = list_structure(self.size)
         self._opaque: list[_Opaque] = []
-        self._has_opaque = False
+        self._has_opaque = _contains(chain, Foreign)
         found: list[tuple[Entry, tuple[Any, ...]]] = []
-        #: The state before any parameter is stepped, with empty columns.
-        self.template = init(chain, params, self.spec, tree, active=[])
-        chain.map_state(lambda field, value: self._note_opaque(field), self.template)
-        if self._has_opaque:
-            self.template = init(chain, params, self.spec, tree)
+        #: A state of the chain, for its structure.
+        self.template = init(
+            chain, params, self.spec, tree, active=None if self._has_opaque else []
+        )
 
         def visit(field: Field, value: Any) -> Any:
             if field.kind is Kind.OPAQUE:
@@ -75,10 +75,7 @@ class Layout:
         self.names = [(entry.name, entry.is_shared) for entry in self.entries]
         self.has_shared = any(entry.is_shared for entry in self.entries)
         #: Whether some entries belong to some of the parameters alone.
-        self.is_partitioned = any(scope for _, scope in found) or _has_mask(chain)
-
-    def _note_opaque(self, field: Field) -> None:
-        self._has_opaque = self._has_opaque or field.kind is Kind.OPAQUE
+        self.is_partitioned = any(scope for _, scope in found) or _contains(chain, Masked)
 
     def _is_column(self, node: Any) -> bool:
         return isinstance(node, list) and len(node) == self.size
@@ -132,8 +129,8 @@ class Layout:
         return self.columns(init(self.chain, params, self.spec, tree, active))
 
 
-def _has_mask(rule: Rule) -> bool:
-    return isinstance(rule, Masked) or any(map(_has_mask, rule.children()))
+def _contains(rule: Rule, kind: type[Rule]) -> bool:
+    return isinstance(rule, kind) or any(_contains(child, kind) for child in rule.children())
 
 
 def _unique(found: list[tuple[Entry, tuple[Any, ...]]]) -> list[Entry]:

@@ -244,7 +244,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickling and copying keep."""
-        return {**super().__getstate__(), "impl": self.impl, "_units": self._units}
+        names = self.__dict__.keys() & {"impl", "_units", "_torch_options"}
+        return {**super().__getstate__(), **{name: self.__dict__[name] for name in names}}
 
 
 class DerivedOptimizer(Optimizer):

@@ -11,8 +11,10 @@ import torch
 
 from torchopt._context import Context, Evaluate
 from torchopt._driver import Extras, Step, as_chain, open_step
+from torchopt._gradient_step import Rate
 from torchopt._partition import Labels, labels_of
 from torchopt._types import Leaves
+from torchopt._validate import check_non_negative
 from torchopt.base import GradientTransformation, as_rule
 from torchopt.optim._hyperparameters import (
     Hyperparameters,
@@ -58,6 +60,25 @@ def split(impl: GradientTransformation, group: dict[str, Any]) -> list[dict[str,
     return groups
 
 
+def _rate(values: dict[str, Any]) -> Rate | None:
+    """Return the learning rate as one that can be changed, if it is a plain number."""
+    lr = values.get("lr")
+    is_number = isinstance(lr, (int, float)) and not isinstance(lr, bool)
+    return Rate(float(lr)) if is_number and lr is not None and lr >= 0 else None
+
+
+def _with_rate(values: dict[str, Any], rate: Rate | None) -> dict[str, Any]:
+    return values if rate is None else {**values, "lr": rate}
+
+
+def _change(rate: Rate, values: dict[str, Any], lr: Any) -> None:
+    """Take over another learning rate without making the rule anew, if it is a plain number."""
+    if isinstance(lr, (int, float)) and not isinstance(lr, bool):
+        check_non_negative("lr", lr)
+        rate.value = float(lr)
+        values["lr"] = lr
+
+
 class Unit:
     """Parameter groups that are stepped by one rule: one, or those of a partition's labels."""
 
@@ -66,6 +87,8 @@ class Unit:
         self.impl, self.groups = impl, groups
         self.way = find_partition(impl)
         self._values: list[dict[str, Any]] | None = None
+        # of each group, where it is a plain number: it changes often
+        self._rates: list[Rate | None] = []
         self._labels: list[Any] | None = None
         self._anchor: torch.Tensor | None = None
         self._layout: Layout | None = None
@@ -96,6 +119,10 @@ class Unit:
             ValueError: If a hyperparameter is out of range.
         """
         options = [param_groups[k] for k in self.groups]
+        if self._values is not None:
+            for rate, own, group in zip(self._rates, self._values, options, strict=True):
+                if rate is not None and group["lr"] != rate.value:
+                    _change(rate, own, group["lr"])
         sizes = [len(group["params"]) for group in options]
         labels = None
         if self.way is not None:
@@ -107,7 +134,7 @@ class Unit:
             and (self._layout is None or self._layout.size == sum(sizes))
         ):
             return
-        self.transformation, values = self._made(options, labels)
+        self.transformation, values, self._rates = self._made(options, labels)
         self.rule = as_rule(self.transformation)
         self.chain = as_chain(self.rule)
         self.learned = tuple(self.rule.learned())
@@ -115,22 +142,24 @@ class Unit:
 
     def _made(
         self, options: list[dict[str, Any]], labels: list[Any] | None
-    ) -> tuple[GradientTransformation, list[dict[str, Any]]]:
-        """Return the transformation with the hyperparameters of the groups, and these."""
+    ) -> tuple[GradientTransformation, list[dict[str, Any]], list[Rate | None]]:
+        """Return the transformation with the hyperparameters of the groups, these, and rates."""
         if self.way is None:
             hyper = Hyperparameters(self.impl)
             values = {name: options[0][name] for name in hyper.values}
-            return hyper.transformation(values), [values]
+            rate = _rate(values)
+            return hyper.transformation(_with_rate(values, rate)), [values], [rate]
         made = at(self.impl, self.way)
         parts = dict(made.hyperparameters["transformations"])
-        every = []
+        every, rates = [], []
         for group in options:
             hyper = Hyperparameters(parts[group["label"]])
             values = {name: group[name] for name in hyper.values}
-            parts[group["label"]] = hyper.transformation(values)
+            rates.append(_rate(values))
+            parts[group["label"]] = hyper.transformation(_with_rate(values, rates[-1]))
             every.append(values)
         part = made.factory(parts, Labels(labels or ()))
-        return with_part(self.impl, self.way, part), every
+        return with_part(self.impl, self.way, part), every, rates
 
     def layout(self, params: Sequence[torch.Tensor]) -> Layout:
         """Return how the state lies in that of the optimizer."""
