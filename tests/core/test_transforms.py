@@ -120,6 +120,12 @@ FORMULAS = [
         lambda gs: gs[-1] * min(1.0, 0.5 / gs[-1].norm().item()),
     ),
     Formula("nan_to_num", transform.nan_to_num(), lambda gs: gs[-1]),
+    Formula(
+        "scale_by_lion",
+        transform.scale_by_lion(0.7, 0.9),
+        lambda gs: (0.7 * average(gs[:-1], 0.9) + 0.3 * gs[-1]).sign() if gs[1:] else gs[-1].sign(),
+    ),
+    Formula("partition", transform.partition({0: transform.scale(2.0)}, 0), lambda gs: 2 * gs[-1]),
     Formula("masked", transform.masked(transform.scale(2.0), True), lambda gs: 2.0 * gs[-1]),
 ]
 every_formula = pytest.mark.parametrize("row", FORMULAS, ids=lambda row: row.name)

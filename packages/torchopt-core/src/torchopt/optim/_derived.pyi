@@ -76,7 +76,7 @@ class Adafactor(DerivedOptimizer):
             lr: The largest relative step size :math:`\eta`, in every form that :func:`~torchopt.adam`
                 takes.
             beta2_decay: :math:`\tau \le 0`.
-            eps: :math:`(\epsilon_1, \epsilon_2)`; None for the machine epsilon of the parameter's dtype.
+            eps: :math:`(\epsilon_1, \epsilon_2)`; None for the machine epsilon of the dtype.
             d: The clipping threshold :math:`d \ge 1`.
             weight_decay: :math:`\lambda`, decoupled from the gradient.
             mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
@@ -280,7 +280,7 @@ class LBFGS(DerivedOptimizer):
         Args:
             params: Parameters, named parameters, or dicts that define parameter groups; a group may
                 override hyperparameters.
-            lr: The step size :math:`t`, or the first one to try: a number, a 0-dim tensor or a schedule.
+            lr: The step size :math:`t`, or the first to try: a number, a 0-dim tensor or a schedule.
             max_iter: The most iterations in a step.
             max_eval: The most evaluations in a step; 1.25 ``max_iter`` by default.
             tolerance_grad: The largest entry of a gradient that is taken for zero.
@@ -418,7 +418,7 @@ class MetaAdafactor(DerivedMetaOptimizer):
                 takes.
                 A dict gives every parameter its own, by name.
             beta2_decay: :math:`\tau \le 0`.
-            eps: :math:`(\epsilon_1, \epsilon_2)`; None for the machine epsilon of the parameter's dtype.
+            eps: :math:`(\epsilon_1, \epsilon_2)`; None for the machine epsilon of the dtype.
             d: The clipping threshold :math:`d \ge 1`.
             weight_decay: :math:`\lambda`, decoupled from the gradient.
             mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
@@ -581,7 +581,7 @@ class MetaLBFGS(DerivedMetaOptimizer):
 
         Args:
             module: The module to optimize. Parameters shared by several submodules stay shared.
-            lr: The step size :math:`t`, or the first one to try: a number, a 0-dim tensor or a schedule.
+            lr: The step size :math:`t`, or the first to try: a number, a 0-dim tensor or a schedule.
                 A dict gives every parameter its own, by name.
             max_iter: The most iterations in a step.
             max_eval: The most evaluations in a step; 1.25 ``max_iter`` by default.
@@ -673,9 +673,9 @@ class MetaMuon(DerivedMetaOptimizer):
             ns_coefficients: The coefficients of the iteration.
             eps: The least norm to divide by.
             ns_steps: The number of iterations.
-            adjust_lr_fn: The scale :math:`s`: :math:`\sqrt{\max(1, m / n)}` for ``"original"`` and None,
-                :math:`0.2 \sqrt{\max(m, n)}` for ``"match_rms_adamw"``, with which Adam's learning
-                rates can be used.
+            adjust_lr_fn: The scale :math:`s`: :math:`\sqrt{\max(1, m / n)}` for None and
+                ``"original"``, :math:`0.2 \sqrt{\max(m, n)}` for ``"match_rms_adamw"``, with which
+                Adam's learning rates can be used.
             ns_dtype: What the iteration computes in: bfloat16 as torch's, which is fast; None for the
                 dtype of the gradients, with which derivatives are exact.
             mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
@@ -914,9 +914,9 @@ class Muon(DerivedOptimizer):
             ns_coefficients: The coefficients of the iteration.
             eps: The least norm to divide by.
             ns_steps: The number of iterations.
-            adjust_lr_fn: The scale :math:`s`: :math:`\sqrt{\max(1, m / n)}` for ``"original"`` and None,
-                :math:`0.2 \sqrt{\max(m, n)}` for ``"match_rms_adamw"``, with which Adam's learning
-                rates can be used.
+            adjust_lr_fn: The scale :math:`s`: :math:`\sqrt{\max(1, m / n)}` for None and
+                ``"original"``, :math:`0.2 \sqrt{\max(m, n)}` for ``"match_rms_adamw"``, with which
+                Adam's learning rates can be used.
             ns_dtype: What the iteration computes in: bfloat16 as torch's, which is fast; None for the
                 dtype of the gradients, with which derivatives are exact.
             mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the

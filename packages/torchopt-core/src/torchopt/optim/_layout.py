@@ -15,7 +15,7 @@ from torchopt._rule import Rule
 from torchopt._state import Field, Kind
 from torchopt.base import Foreign
 
-__all__ = ["Entry", "Layout"]
+__all__ = ["Entry", "Layout", "contains"]
 
 
 class Entry(NamedTuple):
@@ -51,7 +51,7 @@ class Layout:
         self.size = len(params)
         self.spec = list_structure(self.size)
         self._opaque: list[_Opaque] = []
-        self._has_opaque = _contains(chain, Foreign)
+        self._has_opaque = contains(chain, Foreign)
         found: list[tuple[Entry, tuple[Any, ...]]] = []
         #: A state of the chain, for its structure.
         self.template = init(
@@ -75,7 +75,7 @@ class Layout:
         self.names = [(entry.name, entry.is_shared) for entry in self.entries]
         self.has_shared = any(entry.is_shared for entry in self.entries)
         #: Whether some entries belong to some of the parameters alone.
-        self.is_partitioned = any(scope for _, scope in found) or _contains(chain, Masked)
+        self.is_partitioned = any(scope for _, scope in found) or contains(chain, Masked)
 
     def _is_column(self, node: Any) -> bool:
         return isinstance(node, list) and len(node) == self.size
@@ -129,8 +129,9 @@ class Layout:
         return self.columns(init(self.chain, params, self.spec, tree, active))
 
 
-def _contains(rule: Rule, kind: type[Rule]) -> bool:
-    return isinstance(rule, kind) or any(_contains(child, kind) for child in rule.children())
+def contains(rule: Rule, *kinds: type[Rule]) -> bool:
+    """Return whether a rule, or one that it is made of, is of some kind."""
+    return isinstance(rule, kinds) or any(contains(child, *kinds) for child in rule.children())
 
 
 def _unique(found: list[tuple[Entry, tuple[Any, ...]]]) -> list[Entry]:

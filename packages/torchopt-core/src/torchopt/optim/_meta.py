@@ -13,11 +13,14 @@ from torch import nn
 from torchopt._context import Evaluate
 from torchopt._driver import Extras, as_chain, check_params, init, open_step, run, tree_state
 from torchopt._gradient_step import list_structure
+from torchopt._masked import Masked
+from torchopt._partition import Partition
 from torchopt._rule import Rule
 from torchopt._state import Field, Kind
 from torchopt._types import Leaves, OptState
 from torchopt.base import GradientTransformation, UninitializedState, as_rule, check_transformation
 from torchopt.optim._docs import derived_docstring
+from torchopt.optim._layout import contains
 from torchopt.optim._loss import gradients
 from torchopt.optim._signature import derived_signature
 
@@ -238,6 +241,9 @@ def _by_name(rates: Mapping[str, Any], module: nn.Module) -> list[Any]:
 def _check_state(rule: Rule, state: OptState, params: list[torch.Tensor]) -> None:
     """Raise unless a state is one of the rule's for such parameters."""
 
+    # each leaf has its moments, unless some leaves are left to others
+    is_whole = not contains(rule, Masked, Partition)
+
     def check(field: Field, value: Any) -> Any:
         if field.is_shared:  # it may change its shape from step to step
             return value
@@ -246,8 +252,10 @@ def _check_state(rule: Rule, state: OptState, params: list[torch.Tensor]) -> Non
                 f"the state belongs to another module: `{field.name}` must be a list with an entry "
                 f"for each of {len(params)} parameters, got {_shown(value)}"
             )
+        if field.kind is not Kind.MOMENT:
+            return value
         for i, (x, p) in enumerate(zip(value, params, strict=True)):
-            if field.kind is Kind.MOMENT and x is not None and x.shape != p.shape:
+            if (x is None and is_whole) or (x is not None and x.shape != p.shape):
                 raise ValueError(
                     f"the state belongs to another module: entry {i} of `{field.name}` is "
                     f"{_shown(x)}, expected shape {tuple(p.shape)}"
@@ -257,7 +265,7 @@ def _check_state(rule: Rule, state: OptState, params: list[torch.Tensor]) -> Non
     try:
         rule.map_state(check, state)
     except TypeError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(f"the state belongs to another optimizer: {error}") from error
 
 
 def _shown(value: Any) -> str:

@@ -247,12 +247,9 @@ def muon(
 
 
 class Muon(_derived.Muon, functional=muon):
-    """Muon as a :class:`torch.optim.Optimizer`; see :func:`muon`.
+    """Muon as a :class:`torch.optim.Optimizer`; see :func:`muon`."""
 
-    As torch's it takes matrices alone; for batches of matrices use
-    ``torchopt.Optimizer(params, torchopt.muon())``.
-    """
-
+    # as torch's it takes matrices alone, no batches of them
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         for p in self.param_groups[-1]["params"]:
