@@ -27,6 +27,8 @@ VIZ = ROOT / "packages" / "torchopt-viz"
 PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
 # tests of the core that the extensions have no part in: nothing in them makes a step
 INDEPENDENT = ["test_bad_hyperparameters.py", "test_pytree.py", "test_schedules.py"]
+# an option of pip, where torch is imported once or never: to compile it takes longer than to unpack
+ONCE = "--no-compile"
 CACHES = {"__pycache__", ".mypy_cache"}
 COMPILED = {".so", ".pyd"}
 DEMO_REQUIREMENTS = ["matplotlib", "scikit-learn", "tqdm"]
@@ -75,9 +77,7 @@ def install(session: nox.Session, *requirements: str | Path) -> None:
     if stamp.exists() and stamp.read_text() == wanted:
         return
     stamp.unlink(missing_ok=True)
-    # Python compiles what is imported; to compile all of torch takes longer than to unpack it
-    pip = ("python", "-m", "pip", "install", "--quiet", "--no-compile")
-    pip += ("--constraint", str(CONSTRAINTS))
+    pip = ("python", "-m", "pip", "install", "--quiet", "--constraint", str(CONSTRAINTS))
     if session.run_install(*pip, *requirements):  # nothing is run under `nox --no-install`
         stamp.write_text(wanted)
 
@@ -160,7 +160,7 @@ def typecheck(session: nox.Session) -> None:
     projects = [nox.project.load_toml(package / "pyproject.toml") for package in PACKAGES]
     dependencies = {name for project in projects for name in project["project"]["dependencies"]}
     third_party = sorted(name for name in dependencies if not name.startswith("torchopt-"))
-    install(session, "mypy", *third_party)
+    install(session, ONCE, "mypy", *third_party)
     session.run("mypy", "--strict", *(str(package / "src") for package in PACKAGES))
 
 
@@ -188,7 +188,7 @@ def smoke(session: nox.Session, package: str) -> None:
     """Try the built wheels in a fresh environment: core alone, and each extension with core."""
     names = sorted({CORE.name, package})
     wheels = [next(DIST.glob(f"{name.replace('-', '_')}-*.whl")) for name in names]
-    install(session, *map(str, wheels))
+    install(session, ONCE, *map(str, wheels))
     session.chdir(session.create_tmp())
     session.run("python", "-I", str(ROOT / "tests" / "smoke" / "check.py"), *names)
 
