@@ -137,8 +137,9 @@ def torch(session: nox.Session, version: str) -> None:
     No part of `.ci/run`: where the index has no CPU build of it, it brings gigabytes of CUDA.
     """
     lines = CONSTRAINTS.read_text().splitlines(keepends=True)
+    free = ("torch==", "setuptools==")  # some versions of torch ask for an older setuptools
     constraints = Path(session.create_tmp()) / "constraints.txt"
-    constraints.write_text("".join(line for line in lines if not line.startswith("torch==")))
+    constraints.write_text("".join(line for line in lines if not line.startswith(free)))
     requirements = (f"torch=={version}", *PACKAGES, *TEST_REQUIREMENTS)
     install(session, *requirements, constraints=constraints)
     run_tests(session, "core", "accel")
