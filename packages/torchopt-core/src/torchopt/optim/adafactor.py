@@ -62,6 +62,8 @@ class AdafactorDirection(Rule):
         if self.eps1 is not None and not self.eps1 >= 0:
             raise ValueError(f"epsilon1 should be >= 0 but is: {self.eps1}")
         check_non_negative("eps[1]", self.eps2)
+        if not isinstance(self.d, (int, float, torch.Tensor)):
+            raise TypeError(f"`d` must be a number or a 0-dim tensor, got {self.d!r}")
         if not isinstance(self.d, torch.Tensor) and not self.d >= 1:
             raise ValueError(f"Clipping threshold d should be >= 1 but is: {self.d}")
 
@@ -246,6 +248,8 @@ def adafactor(
         Shazeer, Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", ICML 2018,
         Algorithms 4 and 5.
     """
+    if not isinstance(eps, (tuple, list)) or len(eps) != 2:
+        raise ValueError(f"`eps` must be a pair, the first of which may be None, got {eps!r}")
     return GradientStep(
         direction=AdafactorDirection(beta2_decay, eps[0], eps[1], d),
         lr=lr,
