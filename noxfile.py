@@ -31,6 +31,8 @@ INDEPENDENT = ["test_bad_hyperparameters.py", "test_pytree.py", "test_schedules.
 ONCE = "--no-compile"
 CACHES = {"__pycache__", ".mypy_cache"}
 COMPILED = {".so", ".pyd"}
+# what `torch>=` of the packages promises, and the newest that has been tried
+TORCH_VERSIONS = ["2.10.0", "2.15.0"]
 DEMO_REQUIREMENTS = ["matplotlib", "scikit-learn", "tqdm"]
 TEST_REQUIREMENTS = [
     "expecttest",
@@ -51,9 +53,9 @@ TEST_REQUIREMENTS = [
 ]
 
 
-def fingerprint(session: nox.Session, requirements: tuple[str | Path, ...]) -> str:
+def fingerprint(constraints: Path, session: nox.Session, requirements: Sequence[str | Path]) -> str:
     """Hash everything that decides what an installation holds, package sources included."""
-    digest = hashlib.sha256(CONSTRAINTS.read_bytes())
+    digest = hashlib.sha256(constraints.read_bytes())
     for name in ("TORCHOPT_ACCEL_CUDA", "TORCHOPT_ACCEL_SANITIZE"):
         digest.update(f"{name}={session.env.get(name)}\n".encode())
     for requirement in requirements:
@@ -65,7 +67,9 @@ def fingerprint(session: nox.Session, requirements: tuple[str | Path, ...]) -> s
     return digest.hexdigest()
 
 
-def install(session: nox.Session, *requirements: str | Path) -> None:
+def install(
+    session: nox.Session, *requirements: str | Path, constraints: Path = CONSTRAINTS
+) -> None:
     """Install requirements and package folders, unless the environment already holds just these.
 
     Package folders are built into wheels, so that a session meets what a user would install; an
@@ -73,11 +77,11 @@ def install(session: nox.Session, *requirements: str | Path) -> None:
     """
     session.env["PIP_BUILD_CONSTRAINT"] = str(CONSTRAINTS)
     stamp = Path(session.virtualenv.location) / "fingerprint.txt"
-    wanted = fingerprint(session, requirements)
+    wanted = fingerprint(constraints, session, requirements)
     if stamp.exists() and stamp.read_text() == wanted:
         return
     stamp.unlink(missing_ok=True)
-    pip = ("python", "-m", "pip", "install", "--quiet", "--constraint", str(CONSTRAINTS))
+    pip = ("python", "-m", "pip", "install", "--quiet", "--constraint", str(constraints))
     if session.run_install(*pip, *requirements):  # nothing is run under `nox --no-install`
         stamp.write_text(wanted)
 
@@ -123,6 +127,21 @@ def alone(session: nox.Session) -> None:
     files = ("test_checkers.py", "test_docstrings.py", "test_surface.py")
     folders = ("core", *(f"integration/{file}" for file in files))
     run_tests(session, *folders, without=[f"core/{name}" for name in INDEPENDENT])
+
+
+@nox.session
+@nox.parametrize("version", [nox.param(v, id=v.removesuffix(".0")) for v in TORCH_VERSIONS])
+def torch(session: nox.Session, version: str) -> None:
+    """Run the tests of core and accel, or those that are named, with another torch.
+
+    No part of `.ci/run`: where the index has no CPU build of it, it brings gigabytes of CUDA.
+    """
+    lines = CONSTRAINTS.read_text().splitlines(keepends=True)
+    constraints = Path(session.create_tmp()) / "constraints.txt"
+    constraints.write_text("".join(line for line in lines if not line.startswith("torch==")))
+    requirements = (f"torch=={version}", *PACKAGES, *TEST_REQUIREMENTS)
+    install(session, *requirements, constraints=constraints)
+    run_tests(session, "core", "accel")
 
 
 @nox.session

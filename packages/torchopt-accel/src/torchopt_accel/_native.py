@@ -30,7 +30,7 @@ def load(device_type: str) -> ModuleType:
             f"torchopt-accel was built without its {device_type} kernels: build it where nvcc is, "
             "with the environment variable TORCHOPT_ACCEL_CUDA=ON"
         ) from error
-    # torch >= 2.10; the module asks the Python objects where there is no such interface
+    # the module asks the Python objects where there is no such interface
     module.lend_exchange(
         getattr(torch.Tensor, "__dlpack_c_exchange_api__", None),
         (torch.Tensor, torch.nn.Parameter),
