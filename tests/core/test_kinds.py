@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 import torchopt
-from torchopt import pytree
+from torchopt import pytree, rules
 
 Make = Callable[..., torchopt.GradientTransformation]
 LEARNED: dict[str, tuple[Make, dict[str, float]]] = {
@@ -274,6 +275,49 @@ def test_prodigy_refuses_what_it_cannot_do_and_steps_on_meta() -> None:
     optimizer = torchopt.Prodigy([weight])
     weight.grad = torch.ones(3, device="meta")
     optimizer.step()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NewMoments(rules.Rule):
+    """Momentum that never overwrites its state."""
+
+    state_type = torchopt.optim.sgd.TraceState
+
+    def init(self, params: Any, context: Any) -> Any:
+        return torchopt.optim.sgd.TraceState(rules.zeros_like(params))
+
+    def update(self, updates: Any, state: Any, context: Any) -> Any:
+        pairs = zip(state.trace, updates.materialize(context), strict=True)
+        moments = [0.9 * m + g for m, g in pairs]
+        return rules.FactoredUpdates(moments), torchopt.optim.sgd.TraceState(moments)
+
+
+STEPPED: dict[str, Callable[..., torchopt.GradientTransformation]] = {
+    "adam": lambda: torchopt.adam(0.1, weight_decay=0.1, use_accelerated_op=False),
+    "adamw": lambda: torchopt.adamw(0.1, use_accelerated_op=False),
+    "sgd": lambda: torchopt.sgd(0.1, momentum=0.9, use_accelerated_op=False),
+    "lion": lambda: torchopt.lion(0.1, weight_decay=0.1, maximize=True),
+    "a rule that overwrites nothing": rules.optimizer(
+        lambda: rules.GradientStep(NewMoments(), lr=0.1)
+    ),
+}
+
+
+@pytest.mark.parametrize("make", STEPPED.values(), ids=STEPPED)
+def test_large_leaves_are_stepped_one_after_the_other_with_the_same_result(make: Any) -> None:
+    shapes = [(400, 400), (3,), (2, 100, 1000), (), (50, 50)]
+    start = [torch.randn(s) for s in shapes]
+    together = [p.clone().requires_grad_() for p in start]
+    alone = [p.clone().requires_grad_() for p in start]
+    optimizers = [torchopt.Optimizer(together, make())]
+    optimizers += [torchopt.Optimizer([p], make()) for p in alone]
+    for _ in range(3):
+        for p, q in zip(together, alone, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert_same([p.detach() for p in together], [q.detach() for q in alone])
 
 
 @pytest.mark.parametrize(

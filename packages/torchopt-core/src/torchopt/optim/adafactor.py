@@ -110,7 +110,11 @@ class AdafactorDirection(Rule):
             else:
                 new.full[k] = _average(new.full[k], precise * precise, weight, context)
                 variance = _precise(new.full[k])
-            direction = variance.clamp(min=eps * eps).rsqrt() * precise
+                variance = variance.clone() if context.inplace else variance
+            if context.inplace:  # the variance is a tensor of this step's own
+                direction = variance.clamp_(min=eps * eps).rsqrt_().mul_(precise)
+            else:
+                direction = variance.clamp(min=eps * eps).rsqrt() * precise
             found.append(direction.to(g.dtype))
             rate = _of_leaf(context.lr, k)
             factors.append(self._factor(direction, p, rate, _of_leaf(slowed, k), context))
@@ -133,8 +137,9 @@ class AdafactorDirection(Rule):
         new.row[k] = _average(new.row[k], row, weight, context)
         new.column[k] = _average(new.column[k], column, weight, context)
         row, column = _precise(new.row[k]), _precise(new.column[k])
-        estimate: torch.Tensor = row * column / row.mean(dim=-2, keepdim=True).clamp(min=eps)
-        return estimate
+        estimate: torch.Tensor = row * column
+        mean = row.mean(dim=-2, keepdim=True).clamp(min=eps)
+        return estimate.div_(mean) if context.inplace else estimate / mean
 
     def _factor(
         self, direction: torch.Tensor, p: torch.Tensor, rate: Any, slowed: Any, context: Context
