@@ -226,6 +226,9 @@ def bench(session: nox.Session) -> None:
     ours = Path(session.bin)
     session.env["TORCHOPT_PEER_PYTHON"] = str(ours.parent.with_name("peer") / ours.name / "python")
     session.run("python", "benchmarks/run.py", *session.posargs)
+    if not session.posargs:
+        session.run("python", "benchmarks/composition.py")
+        session.run("python", "benchmarks/transforms.py")
 
 
 @nox.session(requires=["peer"])

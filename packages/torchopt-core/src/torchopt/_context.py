@@ -123,6 +123,11 @@ class Context(NamedTuple):
         return isinstance(self.reuse, InPlace)
 
     @property
+    def differentiable(self) -> bool:
+        """Whether what is computed may be differentiated, in reverse or in forward mode."""
+        return self.fresh is not _TEMPORARY
+
+    @property
     def size(self) -> int:
         """The number of leaves that have an update."""
         return self.spec.num_leaves if self.active is None else len(self.active)

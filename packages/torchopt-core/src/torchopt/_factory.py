@@ -113,7 +113,11 @@ def _made(rule: Callable[_P, Rule], kind: type[Any]) -> Callable[_P, Any]:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         arguments = {name: _plain(value) for name, value in bound.arguments.items()}
-        made: Any = RuleTransformation.__new__(kind, rule(**arguments))  # type: ignore[call-arg]
+        made_rule: Any = rule(**arguments)  # type: ignore[call-arg]
+        if not isinstance(made_rule, Rule):
+            raise TypeError(f"`{rule.__name__}` must return a Rule, got {type(made_rule).__name__}")
+        new: Any = RuleTransformation.__new__
+        made = new(kind, made_rule)
         made.factory = factory
         made.hyperparameters = arguments
         return made

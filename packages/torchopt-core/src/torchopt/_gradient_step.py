@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 from torchopt import _extensions, kernels
 from torchopt._arithmetic import Operand, pick, product
-from torchopt._chain import Chain, prepare, update
+from torchopt._chain import Chain, merge_state, prepare, select_state, update
 from torchopt._context import Context, is_eager
 from torchopt._mask import mask_positions
 from torchopt._rule import Rule
@@ -27,6 +27,7 @@ from torchopt._validate import (
     is_scalar_tensor,
     is_schedule,
 )
+from torchopt.schedule._base import BaseSchedule
 
 __all__ = ["GradientStep", "Rate", "ScaleByScheduleState", "add_decayed", "list_structure"]
 
@@ -76,6 +77,10 @@ def chosen_leaves(mask: Any, context: Context) -> tuple[int, ...] | None:
     if context.params is None:
         raise ValueError("`weight_decay` needs the parameters: pass `params=` to `update`")
     return None if mask is None else tuple(mask_positions(mask, context))
+
+
+# elements: with a gradient, a parameter and two moments some MiB, what a core's cache holds
+_CACHED = 1 << 17
 
 
 class Rate:
@@ -173,7 +178,10 @@ class GradientStep(Rule):
             return self.lr, state
         if not is_schedule(self.lr):
             return context.factors(self.lr, "lr", context.like or []), state
-        rate = check_rate("the schedule of `lr`", self.lr(state.count))
+        count = state.count
+        if isinstance(self.lr, BaseSchedule) and is_eager(count):
+            count = int(count)  # plain arithmetic, which takes less than operations on tensors
+        rate = check_rate("the schedule of `lr`", self.lr(count))
         return rate, ScaleByScheduleState(count=state.count + 1)
 
     def update(
@@ -209,8 +217,51 @@ class GradientStep(Rule):
                     return leaves, state
                 return leaves, (new, plan.next_rate)
             updates = found
+        if self._is_separable(plan, context):
+            return self._step_in_parts(updates, state, context)
         result, new = self._direct(updates, state[0], context)
         return self._apply(result, context), (new, plan.next_rate)
+
+    def _is_separable(self, plan: _Plan, context: Context) -> bool:
+        """Return whether large leaves can be stepped one after the other, in place."""
+        rule = self.direction
+        return (
+            context.inplace
+            and isinstance(plan.rate, float)
+            and plan.decays is None
+            and plan.direction is None
+            and rule.elementwise
+            and rule.state_type is not object
+            and not rule.children()
+            and not any(field.is_shared for field in fields_of(rule.state_type))
+            and context.params is not None
+            and context.params[0].is_cpu
+            and len(context.params) > 1
+            and sum([p.numel() for p in context.params]) > _CACHED
+        )
+
+    def _step_in_parts(
+        self, updates: FactoredUpdates, state: Any, context: Context
+    ) -> tuple[Leaves, Any]:
+        """Step some leaves after the other, so that all passes over these are within the cache."""
+        assert context.params is not None
+        leaves: list[Any] = list(context.params)
+        direction = state[0]
+        part: list[int] = []
+        size, last = 0, len(leaves) - 1
+        for k, p in enumerate(leaves):
+            part.append(k)
+            size += p.numel()
+            if size < _CACHED and k < last:
+                continue
+            own = context.restrict(part)
+            selected = select_state(self.direction, direction, part)
+            result, new = self._direct(updates.of(part), selected, own)
+            direction = merge_state(self.direction, new, selected, direction, part)
+            for i, x in zip(part, self._apply(result, own), strict=True):
+                leaves[i] = x
+            part, size = [], 0
+        return leaves, (direction, context.plan.next_rate)
 
     @property
     def _decays(self) -> bool:

@@ -209,7 +209,7 @@ def partition(
     In the stateful face a parameter group becomes one group for each label, with the
     hyperparameters of its transformation and the label as ``group["label"]``; so schedulers and
     options reach each part. There the tree is the list of parameters or, where these are named, a
-    dict by name.
+    dict by name. A part with several optimizers, such as a partition within, keeps their rates.
 
     Raises:
         TypeError: If a value of ``transformations`` is not a transformation.

@@ -727,8 +727,8 @@ class MetaProdigy(DerivedMetaOptimizer):
             maximize: Whether to ascend.
 
         Raises:
-            ValueError: If a number is outside of its range or not finite, or ``update`` has no
-                ``params``.
+            ValueError: If a number is outside of its range or not finite, ``update`` has no ``params``,
+                or a parameter is of float16.
         """
 
 class MetaRAdam(DerivedMetaOptimizer):
@@ -982,8 +982,8 @@ class Prodigy(DerivedOptimizer):
             fused: Likewise; for fused steps install `torchopt-accel`.
 
         Raises:
-            ValueError: If a number is outside of its range or not finite, or ``update`` has no
-                ``params``.
+            ValueError: If a number is outside of its range or not finite, ``update`` has no ``params``,
+                or a parameter is of float16.
         """
 
 class RAdam(DerivedOptimizer):

@@ -16,7 +16,8 @@ class Hyperparameters:
     """The hyperparameters of a transformation, if it has one optimizer.
 
     An optimizer around another one (`lookahead`, `sam`) counts as one with it: its own options are
-    among the hyperparameters, where the inner one has none of the same name.
+    among the hyperparameters, by the name ``schedule_free_momentum`` where the inner one has a
+    ``momentum``, too.
     """
 
     def __init__(self, impl: GradientTransformation) -> None:
@@ -46,7 +47,16 @@ def _values(impl: GradientTransformation) -> dict[str, Any] | None:
         if values is None or (values and found):
             return None
         found = values or found
-    return {**_own(impl), **found}
+    own = _own(impl)
+    return {**{_free_name(impl, name, found): value for name, value in own.items()}, **found}
+
+
+def _free_name(impl: GradientTransformation, name: str, taken: dict[str, Any]) -> str:
+    """Return the name of an option beside those of the inner optimizer."""
+    assert isinstance(impl, MadeTransformation)
+    while name in taken:
+        name = f"{impl.factory.__name__}_{name}"
+    return name
 
 
 def _remade(impl: GradientTransformation, values: dict[str, Any]) -> GradientTransformation:
@@ -63,8 +73,15 @@ def _remade(impl: GradientTransformation, values: dict[str, Any]) -> GradientTra
     if not own:
         return impl
     assert isinstance(impl, MadeTransformation)
-    changed = {name: values[name] for name in own if name not in inner}
+    changed = {name: values[_free_name(impl, name, inner)] for name in own}
     return impl.factory(**{**impl.hyperparameters, **changed})
+
+
+def has_optimizers(impl: GradientTransformation) -> bool:
+    """Return whether there is any optimizer in a transformation."""
+    if isinstance(impl, OptimizerTransformation):
+        return True
+    return isinstance(impl, RuleTransformation) and any(map(has_optimizers, impl.parts()))
 
 
 def find_partition(impl: GradientTransformation) -> tuple[int, ...] | None:

@@ -60,7 +60,7 @@ class Layout:
 
         def visit(field: Field, value: Any) -> Any:
             if field.kind is Kind.OPAQUE:
-                found.extend((entry, field.scope) for entry in self._open(value))
+                found.extend((entry, ()) for entry in self._open(value, field.scope))
                 return value
             name = field.entry
             if field.is_shared and field.scope:
@@ -80,7 +80,7 @@ class Layout:
     def _is_column(self, node: Any) -> bool:
         return isinstance(node, list) and len(node) == self.size
 
-    def _open(self, value: Any) -> list[Entry]:
+    def _open(self, value: Any, scope: tuple[Any, ...]) -> list[Entry]:
         accessors, leaves, _ = optree.tree_flatten_with_accessor(value, is_leaf=self._is_column)
         spec = optree.tree_structure(value, is_leaf=self._is_column)
         columns = [self._is_column(leaf) for leaf in leaves]
@@ -90,7 +90,8 @@ class Layout:
         ]
         self._opaque.append(_Opaque(spec, names, columns))
         return [
-            Entry(name, not column, False, None)
+            # of one part alone: it may look at the entries of all parameters
+            Entry(".".join(map(str, (*scope, name))), not column, False, None)
             for name, column in zip(names, columns, strict=True)
         ]
 

@@ -20,6 +20,7 @@ from torchopt.optim._hyperparameters import (
     Hyperparameters,
     at,
     find_partition,
+    has_optimizers,
     unchanged,
     with_part,
 )
@@ -37,7 +38,9 @@ def split(impl: GradientTransformation, group: dict[str, Any]) -> list[dict[str,
     """
     way = find_partition(impl)
     if way is None:
-        return [{**Hyperparameters(impl).values, **group}]
+        values = Hyperparameters(impl).values
+        _check_rate_is_used(impl, values, group)
+        return [{**values, **group}]
     made = at(impl, way)
     parts: Mapping[Any, GradientTransformation] = made.hyperparameters["transformations"]
     labels, params = made.hyperparameters["labels"], group["params"]
@@ -49,13 +52,15 @@ def split(impl: GradientTransformation, group: dict[str, Any]) -> list[dict[str,
     spec = optree.tree_structure(tree, none_is_leaf=True)
     found = labels_of(labels, tree, spec, parts)
     groups = []
-    values = {label: Hyperparameters(part).values for label, part in parts.items()}
-    rated = any("lr" in own for own in values.values())
-    for label, own in values.items():
+    every = {label: Hyperparameters(part).values for label, part in parts.items()}
+    rated = any("lr" in own for own in every.values())
+    for label, own in every.items():
         chosen = [p for p, name in zip(params, found, strict=True) if name == label]
         if chosen:
-            # schedulers expect a rate in every group
-            rest = {"lr": 0.0} if rated and "lr" not in own else {}
+            _check_rate_is_used(parts[label], own, group)
+            # schedulers expect a rate in every group, also where nothing is optimized
+            is_frozen = rated and not has_optimizers(parts[label])
+            rest = {"lr": 0.0} if is_frozen else {}
             groups.append({**rest, **own, **group, "params": chosen, "label": label})
     return groups
 
@@ -77,6 +82,17 @@ def _change(rate: Rate, values: dict[str, Any], lr: Any) -> None:
         check_non_negative("lr", lr)
         rate.value = float(lr)
         values["lr"] = lr
+
+
+def _check_rate_is_used(
+    impl: GradientTransformation, values: dict[str, Any], group: dict[str, Any]
+) -> None:
+    """Raise if a group sets a learning rate that would not reach any of several optimizers."""
+    if "lr" in group and "lr" not in values and has_optimizers(impl):
+        raise ValueError(
+            "a parameter group sets `lr`, but there are several optimizers in the transformation, "
+            "with rates of their own: set theirs, or give each a label of one `partition`"
+        )
 
 
 class Unit:

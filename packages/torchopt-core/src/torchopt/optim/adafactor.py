@@ -62,6 +62,8 @@ class AdafactorDirection(Rule):
         if self.eps1 is not None and not self.eps1 >= 0:
             raise ValueError(f"epsilon1 should be >= 0 but is: {self.eps1}")
         check_non_negative("eps[1]", self.eps2)
+        if not isinstance(self.d, (int, float, torch.Tensor)):
+            raise TypeError(f"`d` must be a number or a 0-dim tensor, got {self.d!r}")
         if not isinstance(self.d, torch.Tensor) and not self.d >= 1:
             raise ValueError(f"Clipping threshold d should be >= 1 but is: {self.d}")
 
@@ -108,7 +110,11 @@ class AdafactorDirection(Rule):
             else:
                 new.full[k] = _average(new.full[k], precise * precise, weight, context)
                 variance = _precise(new.full[k])
-            direction = variance.clamp(min=eps * eps).rsqrt() * precise
+                variance = variance.clone() if context.inplace else variance
+            if context.inplace:  # the variance is a tensor of this step's own
+                direction = variance.clamp_(min=eps * eps).rsqrt_().mul_(precise)
+            else:
+                direction = variance.clamp(min=eps * eps).rsqrt() * precise
             found.append(direction.to(g.dtype))
             rate = _of_leaf(context.lr, k)
             factors.append(self._factor(direction, p, rate, _of_leaf(slowed, k), context))
@@ -131,8 +137,9 @@ class AdafactorDirection(Rule):
         new.row[k] = _average(new.row[k], row, weight, context)
         new.column[k] = _average(new.column[k], column, weight, context)
         row, column = _precise(new.row[k]), _precise(new.column[k])
-        estimate: torch.Tensor = row * column / row.mean(dim=-2, keepdim=True).clamp(min=eps)
-        return estimate
+        estimate: torch.Tensor = row * column
+        mean = row.mean(dim=-2, keepdim=True).clamp(min=eps)
+        return estimate.div_(mean) if context.inplace else estimate / mean
 
     def _factor(
         self, direction: torch.Tensor, p: torch.Tensor, rate: Any, slowed: Any, context: Context
@@ -246,6 +253,8 @@ def adafactor(
         Shazeer, Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", ICML 2018,
         Algorithms 4 and 5.
     """
+    if not isinstance(eps, (tuple, list)) or len(eps) != 2:
+        raise ValueError(f"`eps` must be a pair, the first of which may be None, got {eps!r}")
     return GradientStep(
         direction=AdafactorDirection(beta2_decay, eps[0], eps[1], d),
         lr=lr,

@@ -87,7 +87,11 @@ class LbfgsDirection(Rule):
             check_non_negative(name, getattr(self, name))
         for name in ("max_iter", "history_size"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"`{name}` must be an int of at least 1, got {getattr(self, name)!r}"
+                )
+        if self.max_eval is not None and not (isinstance(self.max_eval, int) and self.max_eval > 0):
+            raise ValueError(f"`max_eval` must be an int of at least 1, got {self.max_eval!r}")
 
     def init(self, params: Leaves, context: Context) -> LbfgsState:
         return LbfgsState()
@@ -111,7 +115,15 @@ class LbfgsDirection(Rule):
             assert context.params is not None
             value = context.value_and_grad(context.params)[0]
         grad = _flat(updates.materialize(context))
-        end, state = self._minimize(problem, problem.number(value), grad, state, context.lr)
+        try:
+            end, state = self._minimize(problem, problem.number(value), grad, state, context.lr)
+        except RuntimeError as error:
+            if "vmap" not in str(error):
+                raise
+            raise RuntimeError(
+                "`lbfgs` decides by values how to go on, so it cannot run under `torch.vmap`: loop "
+                "over the problems, or give it all of them as one"
+            ) from error
         return FactoredUpdates(problem.leaves(problem.start - end), borrowed=False), state
 
     def _minimize(
@@ -125,7 +137,7 @@ class LbfgsDirection(Rule):
         max_eval = self.max_iter * 5 // 4 if self.max_eval is None else self.max_eval
         for k in range(1, self.max_iter + 1):
             first = state.iterations == 0
-            state = self._remember(grad, value, state)
+            state = self._remember(grad, value, state, problem.exact)
             direction = state.direction
             assert direction is not None
             t = lr * min(1.0, 1.0 / grad.abs().sum()) if first else lr
@@ -146,7 +158,7 @@ class LbfgsDirection(Rule):
                 )
                 t, value, grad = point.t, point.value, point.grad
                 state = state._replace(step_size=t)
-            position = _move(position, direction, t)
+            position = problem.move(position, direction, t)
             if self.line_search_fn is None and k < self.max_iter:
                 value, grad = problem(position)
                 used = 1
@@ -162,7 +174,7 @@ class LbfgsDirection(Rule):
                 break
         return position, state
 
-    def _remember(self, grad: Vector, value: Any, state: LbfgsState) -> LbfgsState:
+    def _remember(self, grad: Vector, value: Any, state: LbfgsState, exact: bool) -> LbfgsState:
         """Return the state with the pair of the last move, and with the next direction."""
         if state.iterations == 0:
             return LbfgsState(
@@ -190,7 +202,7 @@ class LbfgsDirection(Rule):
             curvatures.append(1.0 / curvature)
             scale = curvature / y.dot(y)
         return state._replace(
-            direction=_two_loops(-grad, ys, moves, curvatures, scale),
+            direction=_two_loops(-grad, ys, moves, curvatures, scale, exact),
             grad_changes=ys,
             moves=moves,
             curvatures=curvatures,
@@ -207,14 +219,21 @@ class _Problem:
     def __init__(self, context: Context) -> None:
         assert context.params is not None
         self._context = context
+        #: Whether values stay tensors, which can be differentiated.
+        self.exact = context.differentiable
         self._params = context.params
         self.start = _flat(context.params)
 
     def number(self, value: Any) -> Any:
         """Return a value as a number, but for where it is differentiated."""
-        if isinstance(value, torch.Tensor) and value.requires_grad:
-            return value.reshape(())
-        return float(value)
+        return value.reshape(()) if self.exact and isinstance(value, torch.Tensor) else float(value)
+
+    def move(self, position: Vector, direction: Vector, t: Any) -> Vector:
+        """Return the position after a step along a direction."""
+        moved: Vector = (
+            position + direction * t if self.exact else position.add(direction, alpha=float(t))
+        )
+        return moved
 
     def leaves(self, vector: Vector) -> Leaves:
         """Return a vector as leaves."""
@@ -238,7 +257,7 @@ class _Problem:
         """Return the loss along a direction as a function of the step size."""
 
         def evaluate(t: Any) -> Point:
-            value, grad = self(_move(position, direction, t))
+            value, grad = self(self.move(position, direction, t))
             return Point(t, value, grad, grad.dot(direction))
 
         return evaluate
@@ -255,34 +274,28 @@ def _largest(x: Vector) -> float:
     return float(x.detach().abs().max()) if x.numel() else 0.0
 
 
-def _move(position: Vector, direction: Vector, t: Any) -> Vector:
-    if isinstance(t, torch.Tensor) and (t.requires_grad or position.requires_grad):
-        return position + direction * t
-    return torch.add(position, direction, alpha=float(t))
-
-
 def _two_loops(
     q: Vector,
     ys: list[Vector],
     moves: list[Vector],
     curvatures: list[torch.Tensor],
     scale: Any,
+    exact: bool,
 ) -> Vector:
     """Return the approximate inverse Hessian times ``q``.
 
     Nocedal, Wright, "Numerical Optimization", 2nd edition, Algorithm 7.4.
     """
-    recorded = q.requires_grad or any(x.requires_grad for x in moves)
     pairs = list(zip(ys, moves, curvatures, strict=True))
     alphas = []
     for y, s, rho in reversed(pairs):
         alpha = s.dot(q) * rho
-        q = q - alpha * y if recorded else q.add_(y, alpha=-float(alpha))
+        q = q - alpha * y if exact else q.add_(y, alpha=-float(alpha))
         alphas.append(alpha)
     q = q * scale
     for (y, s, rho), alpha in zip(pairs, reversed(alphas), strict=True):
         factor = alpha - y.dot(q) * rho
-        q = q + factor * s if recorded else q.add_(s, alpha=float(factor))
+        q = q + factor * s if exact else q.add_(s, alpha=float(factor))
     return q
 
 
@@ -310,7 +323,8 @@ def lbfgs(
     ``value`` saves an evaluation at the parameters.
 
     A differentiable step is differentiated through its iterations, the line search included; the
-    decisions it takes are constants.
+    decisions it takes are constants. As they depend on values, it runs neither under
+    ``torch.vmap`` nor in a graph of ``torch.compile``.
 
     Args:
         lr: The step size :math:`t`, or the first to try: a number, a 0-dim tensor or a schedule.

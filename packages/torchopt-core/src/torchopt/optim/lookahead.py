@@ -75,7 +75,7 @@ class LookaheadRule(Rule):
         found, inner = update(self.inner, updates, state.inner_state, context)
         count = state.count + 1
         share = self._share(count)
-        if share == 0:
+        if not isinstance(share, torch.Tensor) and share == 0:
             return found, LookaheadState(inner, state.slow, count)
         moves = found.owned(context)
         fast = context.fresh.add(moves, params)
@@ -99,6 +99,12 @@ class LookaheadRule(Rule):
         slow = context.reuse.ema(state.slow, fast, 1 - self.alpha)
         torch._foreach_copy_(fast, slow)
         return fast, LookaheadState(inner, slow, count)
+
+    def evaluated_at(self, params: Leaves, state: Any, context: Context) -> Leaves:
+        return self.inner.evaluated_at(params, state.inner_state, context)
+
+    def trained_at(self, evaluated: Leaves, state: Any, context: Context) -> Leaves:
+        return self.inner.trained_at(evaluated, state.inner_state, context)
 
     def _share(self, count: torch.Tensor) -> int | torch.Tensor:
         """Return 1 if the slow weights move in this step, else 0."""

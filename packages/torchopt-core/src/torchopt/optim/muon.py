@@ -125,10 +125,19 @@ class MuonDirection(Rule):
                 f"Adjust learning rate function {self.adjust_lr_fn} is not supported: "
                 f"`adjust_lr_fn` must be one of {_SCALINGS}"
             )
-        if len(self.ns_coefficients) != 3:
-            raise ValueError(f"`ns_coefficients` must be three, got {self.ns_coefficients!r}")
-        if not 0 <= self.ns_steps < 100:
-            raise ValueError(f"`ns_steps` must be in [0, 100), got {self.ns_steps}")
+        numbers = [isinstance(x, (int, float)) for x in self.ns_coefficients]
+        if numbers != [True] * 3:
+            raise ValueError(
+                f"`ns_coefficients` must be three numbers, got {self.ns_coefficients!r}"
+            )
+        if not isinstance(self.ns_steps, int) or not 0 <= self.ns_steps < 100:
+            raise ValueError(f"`ns_steps` must be an int in [0, 100), got {self.ns_steps!r}")
+        if self.ns_dtype is not None and not (
+            isinstance(self.ns_dtype, torch.dtype) and self.ns_dtype.is_floating_point
+        ):
+            raise ValueError(
+                f"`ns_dtype` must be a floating point dtype or None, got {self.ns_dtype!r}"
+            )
 
     def check_params(self, params: Leaves, context: Context) -> None:
         for i, p in zip(context.positions, params, strict=True):
@@ -234,9 +243,11 @@ def muon(
         Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; Liu et al.,
         "Muon is Scalable for LLM Training", arXiv:2502.16982, for ``"match_rms_adamw"``.
     """
+    is_sequence = isinstance(ns_coefficients, (tuple, list))
+    coefficients: Any = tuple(ns_coefficients) if is_sequence else (ns_coefficients,)
     return GradientStep(
         direction=MuonDirection(
-            momentum, nesterov, tuple(ns_coefficients), eps, ns_steps, adjust_lr_fn, ns_dtype
+            momentum, nesterov, coefficients, eps, ns_steps, adjust_lr_fn, ns_dtype
         ),
         lr=lr,
         weight_decay=weight_decay,

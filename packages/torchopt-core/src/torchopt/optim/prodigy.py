@@ -62,7 +62,7 @@ class ProdigyDirection(Rule):
     weight_decay: Scalar
     use_bias_correction: bool
     safeguard_warmup: bool
-    d0: float
+    d0: Any
     d_coef: Scalar
     growth_rate: float
 
@@ -75,6 +75,8 @@ class ProdigyDirection(Rule):
             check_unit_interval("beta3", self.b3)
         check_non_negative("weight_decay", self.weight_decay)
         check_positive("eps", self.eps)
+        if isinstance(self.d0, torch.Tensor):
+            raise TypeError("`d0` must be a number: it is where the estimate begins, got a tensor")
         check_positive("d0", self.d0)
         check_positive("d_coef", self.d_coef)
         if not self.growth_rate >= 1:
@@ -91,12 +93,17 @@ class ProdigyDirection(Rule):
             d=d0,
             d_max=d0.clone(),
             d_numerator=torch.zeros_like(d0),
-            count=torch.zeros((), dtype=torch.int64, device="cpu"),
+            count=torch.zeros((), dtype=torch.int64, device=device),
         )
 
     def prepare(self, state: Any, context: Context) -> None:
         if context.params is None:
             raise ValueError("`prodigy` needs the parameters: pass `params=` to `update`")
+        if any(g.dtype == torch.float16 for g in context.like or ()):
+            raise ValueError(
+                "`prodigy` cannot estimate in float16, in which the squares of small estimates "
+                "vanish: keep the parameters in float32 or bfloat16"
+            )
         if isinstance(context.lr, (tuple, list)):
             raise ValueError("`prodigy` has one learning rate for all leaves, got a tree")
 
@@ -109,8 +116,9 @@ class ProdigyDirection(Rule):
             return FactoredUpdates(zeros_like(params), borrowed=False), state
         grads = updates.materialize(context)
         device = grads[0].device
-        d, d_max, numerator = (x.to(device) for x in (state.d, state.d_max, state.d_numerator))
-        rate = d * lr * self._bias_correction(state.count + 1)
+        shared_fields = (state.d, state.d_max, state.d_numerator, state.count)
+        d, d_max, numerator, count = (x.to(device) for x in shared_fields)
+        rate = d * lr * self._bias_correction(count + 1)
         weight = (d / self.d0) * (d if self.safeguard_warmup else rate)
         b3 = self.b2**0.5 if self.b3 is None else self.b3
 
@@ -130,7 +138,9 @@ class ProdigyDirection(Rule):
         estimate = self.d_coef * numerator_now / torch.where(is_moving, denominator, 1.0)
         begun = torch.where(d == self.d0, torch.maximum(d, estimate), d)
         largest = torch.maximum(d_max, estimate)
-        grown = torch.minimum(largest, begun * self.growth_rate)
+        grown = largest  # without a bound, which would be inf times a cotangent of zero
+        if self.growth_rate < math.inf:
+            grown = torch.minimum(largest, begun * self.growth_rate)
         new_d = torch.where(is_moving, grown, d)
         new = ProdigyState(
             mu,
@@ -140,7 +150,7 @@ class ProdigyDirection(Rule):
             new_d,
             torch.where(is_moving, largest, d_max),
             torch.where(is_moving, numerator_now, numerator),
-            state.count + is_moving.to(state.count.device, torch.int64),
+            count + is_moving.to(torch.int64),
         )
         roots = context.fresh.sqrt(nu)
         direction = FactoredUpdates(mu, roots, offset=new_d * self.eps, scale=rate)
@@ -154,7 +164,7 @@ class ProdigyDirection(Rule):
         if not self.use_bias_correction:
             return 1.0
         t = t.to(torch.float64)
-        b1, b2 = (x.cpu() if isinstance(x, torch.Tensor) else x for x in (self.b1, self.b2))
+        b1, b2 = self.b1, self.b2
         return (1 - b2**t) ** 0.5 / (1 - b1**t)
 
 
@@ -212,8 +222,8 @@ def prodigy(
         maximize: Whether to ascend.
 
     Raises:
-        ValueError: If a number is outside of its range or not finite, or ``update`` has no
-            ``params``.
+        ValueError: If a number is outside of its range or not finite, ``update`` has no ``params``,
+            or a parameter is of float16.
 
     Example:
         >>> import torch, torchopt
