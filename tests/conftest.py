@@ -41,10 +41,15 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    lacking = {}
     if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("cuda"):
-                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        lacking["cuda"] = "no CUDA device"
+    if torch.__version__ < (2, 13):
+        lacking["compile"] = "torch.compile sees into trees with torch 2.13 or later"
+    for item in items:
+        for marker, reason in lacking.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist

@@ -138,6 +138,7 @@ class TestElementwise:
             )
 
     @operations
+    @pytest.mark.compile
     def test_compiles_without_graph_breaks(
         self, function: Any, on_vectors: Any, operands: int
     ) -> None:

@@ -29,9 +29,7 @@ def table_row(info: Any, inputs: Any) -> Any:
 
 
 INPUTS = [
-    table_row(info, inputs)
-    for info in TABLE
-    for inputs in info.optim_inputs_func(device="cpu")
+    table_row(info, inputs) for info in TABLE for inputs in info.optim_inputs_func(device="cpu")
 ]
 ERRORS = [
     pytest.param(info, k, id=f"{info.optim_cls.__name__}-{k}-{error.error_regex[:40]}")

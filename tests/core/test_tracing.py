@@ -195,17 +195,20 @@ def check_compiles_once(transformation: torchopt.GradientTransformation) -> None
         for case in CASES
     ],
 )
+@pytest.mark.compile
 def test_compiles_once_to_the_same_step(case: Case) -> None:
     check_compiles_once(case.functional())
 
 
 @pytest.mark.parametrize("transformation", COMPOSED.values(), ids=COMPOSED)
+@pytest.mark.compile
 def test_compositions_compile_once_to_the_same_step(
     transformation: torchopt.GradientTransformation,
 ) -> None:
     check_compiles_once(transformation)
 
 
+@pytest.mark.compile
 def test_compiles_with_none_leaves() -> None:
     transformation = torchopt.adam(0.1)
     params = {"w": torch.randn(3), "frozen": torch.randn(2), "none": None}
@@ -224,6 +227,7 @@ def test_compiles_with_none_leaves() -> None:
     assert counter.frame_count == 1
 
 
+@pytest.mark.compile
 def test_compiles_a_whole_meta_step() -> None:
     """Inner loop, outer gradient and outer step in one graph."""
     inner, outer = torchopt.sgd(0.1, momentum=0.9), torchopt.adam(0.01)
@@ -242,6 +246,7 @@ def test_compiles_a_whole_meta_step() -> None:
     assert_agree(actual, expected)
 
 
+@pytest.mark.compile
 def test_functional_call_of_a_module_compiles_and_trains() -> None:
     net = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
     transformation = torchopt.adam(0.05)
