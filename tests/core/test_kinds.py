@@ -249,6 +249,7 @@ def test_parameters_to_evaluate_at_are_found_within_lookahead() -> None:
     assert not torch.equal(torchopt.eval_params(impl, params, state), params)
 
 
+@pytest.mark.compile
 def test_lookahead_compiles() -> None:
     impl = torchopt.lookahead(torchopt.sgd(0.1), k=3)
 
