@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
@@ -333,7 +334,7 @@ def test_colours_follow_the_system(show: Show) -> None:
 
 def test_canvas_is_drawn_on(show: Show) -> None:
     page = show(marked())
-    pixels = page.script("""
+    count = """
         const canvas = document.getElementById("canvas");
         const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
         const colours = new Map();
@@ -342,8 +343,13 @@ def test_canvas_is_drawn_on(show: Show) -> None:
             colours.set(colour, (colours.get(colour) ?? 0) + 1);
         }
         return Object.fromEntries(colours);
-    """)
+    """
     output_fill, cut_fill, nowhere = "217,239,212", "251,224,218", "1,2,3"
+    for _ in range(100):  # the browser draws when it gets to it
+        pixels = page.script(count)
+        if output_fill in pixels:
+            break
+        time.sleep(0.1)
     area = page.boxes["loss"]["width"] * page.boxes["loss"]["height"]
     assert 0.5 * area < pixels[output_fill] < area
     assert pixels[cut_fill] > 2 * area
