@@ -141,3 +141,33 @@ def test_nesterov_needs_momentum_and_no_dampening(make: Any, kwargs: Any) -> Non
 def test_order_of_the_norm_is_positive(norm_type: float) -> None:
     with pytest.raises(ValueError, match="`norm_type` must be positive"):
         torchopt.clip_grad_norm(1.0, norm_type)
+
+
+def takes(parameter: str) -> list[str]:
+    return [name for name, f in FAMILIES.items() if parameter in f.functional().hyperparameters]
+
+
+@pytest.mark.parametrize("mask", [3, "all", [True, 1], {"a": "b"}], ids=repr)
+@pytest.mark.parametrize("name", takes("mask"))
+def test_masks_that_are_no_tree_of_bools(name: str, mask: Any) -> None:
+    with pytest.raises(TypeError, match=r"`mask` must be a tree of bools, .* got"):
+        FAMILIES[name].functional(mask=mask)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda mask: transform.masked(torchopt.sgd(0.1), mask),
+        lambda mask: transform.add_decayed_weights(0.1, mask),
+    ],
+)
+def test_masks_of_transformations_that_are_no_tree_of_bools(make: Any) -> None:
+    with pytest.raises(TypeError, match=r"`mask` must be a tree of bools, .* got 3"):
+        make(3)
+
+
+@pytest.mark.parametrize("value", ["x", "False", 2, None], ids=repr)
+@pytest.mark.parametrize("name", takes("maximize"))
+def test_flags_that_are_no_bools(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match="`maximize` must be a bool, got"):
+        FAMILIES[name].functional(maximize=value)

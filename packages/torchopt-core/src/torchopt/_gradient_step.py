@@ -21,7 +21,9 @@ from torchopt._state import EmptyState, Kind, fields_of, record, shared
 from torchopt._types import Leaves, Scalar, ScalarOrSchedule, TensorTree
 from torchopt._updates import FactoredUpdates
 from torchopt._validate import (
+    check_flag,
     check_learning_rate,
+    check_mask,
     check_non_negative,
     check_rate,
     is_scalar_tensor,
@@ -127,6 +129,8 @@ class GradientStep(Rule):
     def __post_init__(self) -> None:
         check_learning_rate(self.lr.value if isinstance(self.lr, Rate) else self.lr)
         check_non_negative("weight_decay", self.weight_decay)
+        check_mask(self.mask)
+        check_flag("maximize", self.maximize)
         if self.use_accelerated_op:
             _extensions.require("torchopt.accelerated_op")
 

@@ -14,6 +14,7 @@ from torchopt._rule import Rule
 from torchopt._state import nested, record
 from torchopt._types import Leaves, OptState, Params
 from torchopt._updates import FactoredUpdates
+from torchopt._validate import check_mask
 from torchopt.base import GradientTransformation, as_rule, check_transformation
 
 __all__ = ["Masked", "MaskedState", "masked"]
@@ -41,6 +42,9 @@ class Masked(Rule):
     mask: Any
 
     state_type = MaskedState
+
+    def __post_init__(self) -> None:
+        check_mask(self.mask)
 
     def children(self) -> tuple[Rule, ...]:
         return (self.inner,)

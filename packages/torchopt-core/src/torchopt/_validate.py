@@ -13,7 +13,9 @@ from torchopt._types import Scalar
 
 __all__ = [
     "check_betas",
+    "check_flag",
     "check_learning_rate",
+    "check_mask",
     "check_non_negative",
     "check_positive",
     "check_rate",
@@ -62,6 +64,24 @@ def check_betas(betas: tuple[Scalar, Scalar]) -> None:
         raise ValueError(f"`betas` must be a pair of numbers in [0, 1), got {betas!r}")
     for i, beta in enumerate(betas):
         check_unit_interval(f"betas[{i}]", beta)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise unless ``value`` is true or false, in whatever type says so."""
+    if isinstance(value, str) or value not in (True, False):
+        raise TypeError(f"`{name}` must be a bool, got {value!r}")
+
+
+def check_mask(mask: Any) -> None:
+    """Raise unless ``mask`` is a function, or a tree of bools; whether it fits shows later."""
+    if isinstance(mask, (dict, list, tuple)):
+        for part in mask.values() if isinstance(mask, dict) else mask:
+            check_mask(part)
+    elif not (mask is None or isinstance(mask, bool) or callable(mask)):
+        raise TypeError(
+            "`mask` must be a tree of bools, or a function from the parameters to one, "
+            f"got {mask!r}"
+        )
 
 
 def is_scalar_tensor(value: Any) -> TypeGuard[torch.Tensor]:

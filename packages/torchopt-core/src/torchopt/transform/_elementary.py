@@ -21,7 +21,7 @@ from torchopt._gradient_step import (
 from torchopt._rule import Rule
 from torchopt._types import Leaves, Params, Scalar, Schedule, TensorTree
 from torchopt._updates import FactoredUpdates
-from torchopt._validate import check_non_negative, check_rate, is_scalar_tensor
+from torchopt._validate import check_mask, check_non_negative, check_rate, is_scalar_tensor
 from torchopt.base import (
     EmptyState,
     GradientTransformation,
@@ -130,6 +130,7 @@ class _AddDecayedWeights(Rule):
 
     def __post_init__(self) -> None:
         check_non_negative("weight_decay", self.weight_decay)
+        check_mask(self.mask)
 
     def init(self, params: Leaves, context: Context) -> EmptyState:
         return EmptyState()
