@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torchopt import (
+    _paths,
     alias,
     base,
     clip,
@@ -201,6 +202,8 @@ __all__ = [
     "update",
     "utils",
 ]
+
+_paths.register()
 
 if TYPE_CHECKING:
     import torchopt_accel as accelerated_op

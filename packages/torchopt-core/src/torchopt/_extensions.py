@@ -64,6 +64,8 @@ EXTENSIONS = {
 TARGETS = {
     "torchopt.accelerated_op": "torchopt_accel",
     "torchopt.transform.scale_by_accelerated_adam": "torchopt_accel:scale_by_accelerated_adam",
+    "torchopt.diff.ImplicitMetaGradientModule": "torchopt_implicit:ImplicitMetaGradientModule",
+    "torchopt.diff.ZeroOrderGradientModule": "torchopt_zero:ZeroOrderGradientModule",
     "torchopt.diff.implicit": "torchopt_implicit",
     "torchopt.linalg": "torchopt_implicit.linalg",
     "torchopt.linear_solve": "torchopt_implicit.linear_solve",
@@ -72,6 +74,18 @@ TARGETS = {
     "torchopt.nn.ZeroOrderGradientModule": "torchopt_zero:ZeroOrderGradientModule",
     "torchopt.distributed": "torchopt_dist",
     "torchopt.visual": "torchopt_viz",
+}
+
+# below a facade, what has another place in the extension than in 0.7
+SUBMODULES = {
+    "torchopt.diff.implicit.decorator": "torchopt_implicit._root",
+    "torchopt.diff.implicit.nn": "torchopt_implicit",
+    "torchopt.diff.implicit.nn.module": "torchopt_implicit._module",
+    "torchopt.diff.zero_order.decorator": "torchopt_zero._decorator",
+    "torchopt.diff.zero_order.nn": "torchopt_zero",
+    "torchopt.diff.zero_order.nn.module": "torchopt_zero._module",
+    "torchopt.linalg.utils": "torchopt_implicit._matvecs",
+    "torchopt.linear_solve.utils": "torchopt_implicit._matvecs",
 }
 
 
@@ -258,7 +272,7 @@ class _AliasFinder(MetaPathFinder):
     ) -> ModuleSpec | None:
         for facade, home in TARGETS.items():
             if fullname.startswith(f"{facade}."):
-                real = home + fullname[len(facade) :]
+                real = SUBMODULES.get(fullname, home + fullname[len(facade) :])
                 if importlib.util.find_spec(real) is not None:
                     return ModuleSpec(fullname, _AliasLoader(real))
         return None

@@ -34,6 +34,8 @@ __all__ = [
     "EmptyState",
     "GradientTransformation",
     "IdentityGradientTransformation",
+    "TransformInitFn",
+    "TransformUpdateFn",
     "UninitializedState",
     "chain",
     "eval_params",
@@ -41,7 +43,13 @@ __all__ = [
 ]
 
 
-class UpdateFunction(Protocol):
+class TransformInitFn(Protocol):
+    """The signature of :attr:`GradientTransformation.init`."""
+
+    def __call__(self, params: Params, /) -> OptState: ...
+
+
+class TransformUpdateFn(Protocol):
     """The signature of :attr:`GradientTransformation.update`."""
 
     def __call__(
@@ -58,8 +66,8 @@ class UpdateFunction(Protocol):
 
 
 class _Pair(NamedTuple):
-    init: Callable[[Params], OptState]
-    update: UpdateFunction
+    init: TransformInitFn
+    update: TransformUpdateFn
 
 
 class GradientTransformation(_Pair):

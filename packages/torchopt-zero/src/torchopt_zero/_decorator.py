@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
+from torchopt.typing import Samplable, SampleFunc
 from torchopt_zero._cotangent import scale_gradient
 from torchopt_zero._estimator import Estimator
 from torchopt_zero._leaves import Arguments, check_argnums
-from torchopt_zero._noise import Noise, SampleFunction, as_noise
+from torchopt_zero._noise import Noise, as_noise
 from torchopt_zero._problem import Batching, Objective, OnNonFinite, Problem
 from torchopt_zero._seed import draw_seed
 from torchopt_zero._workers import Workers
@@ -76,7 +76,7 @@ class Settings:
 
 
 def zero_order(
-    distribution: Distribution | SampleFunction | Noise,
+    distribution: Samplable | SampleFunc | Noise,
     method: Method | Estimator = "naive",
     argnums: int | tuple[int, ...] = (0,),
     num_samples: int = 1,

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import abc
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Normal
+from torch.distributions import Normal
 
+from torchopt.typing import Samplable, SampleFunc
 from torchopt_zero._scratch import Scratch
 from torchopt_zero._seed import Layout
-
-SampleFunction = Callable[[torch.Size], Tensor]
 
 _global_generators = threading.Lock()
 
@@ -163,7 +162,7 @@ class Sampled(DenseNoise):
         sample: Called with the shape of a leaf, once per leaf and sample.
     """
 
-    def __init__(self, sample: SampleFunction) -> None:
+    def __init__(self, sample: SampleFunc) -> None:
         self.sample = sample
 
     def fill(self, rows: Tensor, layout: Layout, seed: int, samples: range) -> None:
@@ -177,7 +176,7 @@ class Sampled(DenseNoise):
                     if cuda:
                         with torch.cuda.device(layout.device):
                             torch.cuda.manual_seed(key)
-                    noise = self.sample(part.shape)
+                    noise: Any = self.sample(part.shape)
                     _check_noise(noise, part)
                     part.copy_(noise)
 
@@ -213,7 +212,7 @@ def as_noise(distribution: Any) -> Noise:
         return distribution
     if type(distribution) is Normal and distribution.batch_shape == torch.Size():
         return Gaussian(float(distribution.loc), float(distribution.scale))
-    if isinstance(distribution, Distribution) or hasattr(distribution, "sample"):
+    if isinstance(distribution, Samplable):
         return Sampled(distribution.sample)
     if callable(distribution):
         return Sampled(distribution)

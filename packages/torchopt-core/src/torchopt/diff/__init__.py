@@ -14,10 +14,17 @@ from torchopt._extensions import attributes
 __all__: list[str] = []
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     import torchopt_implicit as implicit
+    import torchopt_zero
     from torchopt.diff._zero_order import ZeroOrder
 
+    # assigned for the reason given in `torchopt.nn`
+    ImplicitMetaGradientModule: TypeAlias = implicit.ImplicitMetaGradientModule
+    ZeroOrderGradientModule: TypeAlias = torchopt_zero.ZeroOrderGradientModule
+
     zero_order: ZeroOrder
-    __all__ += ["implicit", "zero_order"]
+    __all__ += ["ImplicitMetaGradientModule", "ZeroOrderGradientModule", "implicit", "zero_order"]
 else:
     __getattr__, __dir__ = attributes(__name__)

@@ -1,8 +1,5 @@
 """Optimizers as :class:`torch.optim.Optimizer`, and :class:`FuncOptimizer` for trees."""
 
-import sys
-
-from torchopt.optim import _stateful as base
 from torchopt.optim import meta
 from torchopt.optim._stateful import Optimizer
 from torchopt.optim.adadelta import AdaDelta, Adadelta
@@ -47,6 +44,3 @@ __all__ = [
     "ScheduleFree",
     "meta",
 ]
-
-# the path by which programs written for 0.7 know it
-sys.modules[f"{__name__}.base"] = base
