@@ -46,14 +46,13 @@ class CompiledStep:
     def __init__(self, formula: Formula, kernel: Kernel) -> None:
         """Take the rule and its kernel."""
         self.formula, self.kernel = formula, kernel
+        self._is_nonlinear = any(kernel.needs)
         # the steps made last: episodes repeat them
         self._steps: dict[tuple[Any, ...], Step] = {}
 
     def step(self, request: Request) -> Result:
         """Take a step."""
         _check_context(request)
-        if not request.insist and self._is_slower(request):
-            raise NotCoveredError("the arithmetic of torchopt-core is faster")
         if [x for moment in request.moments for x in moment if x is None]:
             raise NotCoveredError("the state is None where there is a gradient")
         counts = request.counts
@@ -97,17 +96,17 @@ class CompiledStep:
                 torch._foreach_add_(request.counts, 1)
         return Result(out, moments, request.counts)
 
-    def _is_slower(self, request: Request) -> bool:
-        """Return whether a node of autograd for the step takes longer than its few operations.
+    def pays(self, leaves: int, inplace: bool, weight_decay: float) -> bool:
+        """Return whether the kernel is faster than the operations of autograd that it replaces.
 
-        So it is for linear rules, whose derivatives autograd has at hand, but for forward mode. For
+        Not so for linear rules, whose derivatives autograd has at hand, but for forward mode. For
         others the kernels win from one leaf on, whatever its size (``benchmarks/transforms.py``).
         """
-        if any(self.kernel.needs) or forward_ad._current_level >= 0:
-            return False
-        if self.kernel.name == "sgd" and not request.weight_decay:
+        if self._is_nonlinear or forward_ad._current_level >= 0:
             return True
-        return not request.inplace and len(request.gradients) < _FEW_LEAVES
+        if self.kernel.name == "sgd" and not weight_decay:
+            return False
+        return inplace or leaves >= _FEW_LEAVES
 
     def _step(self, request: Request, numbers: int | list[int]) -> Step:
         """Return the step, given how many each leaf has made."""

@@ -218,7 +218,7 @@ class Chain(Rule):
 
     def __post_init__(self) -> None:
         # known before a compiler traces a step
-        _ = self.head
+        _ = self.head, self.joint
 
     def children(self) -> tuple[Rule, ...]:
         return self.rules
@@ -227,6 +227,10 @@ class Chain(Rule):
     def head(self) -> int:
         """How many rules there are up to the last one that is fallible."""
         return max((k + 1 for k, rule in enumerate(self.rules) if rule.fallible), default=0)
+
+    @functools.cached_property
+    def joint(self) -> bool:
+        return any(rule.joint for rule in self.rules)
 
     def init(self, params: Leaves, context: Context) -> Any:
         return tuple([rule.init(params, context) for rule in self.rules])
@@ -257,7 +261,7 @@ class Chain(Rule):
         if self.head:
             safe = context.safe
             for k in range(self.head):
-                own = safe._replace(plan=context.plan[k])
+                own = safe.planned(context.plan[k])
                 updates, new = update(self.rules[k], updates, state[k], own)
                 states.append(new)
         return updates, states
@@ -267,7 +271,7 @@ class Chain(Rule):
     ) -> tuple[FactoredUpdates, Any]:
         """Run the other rules, on what :meth:`begin` returned."""
         for k in range(self.head, len(self.rules)):
-            own = context._replace(plan=context.plan[k])
+            own = context.planned(context.plan[k])
             updates, new = update(self.rules[k], updates, state[k], own)
             states.append(new)
         return updates, tuple(states)
@@ -281,10 +285,10 @@ class Chain(Rule):
         if self.head > last:
             return updates.add_to(context.params, context), tuple(states)
         for k in range(self.head, last):
-            own = context._replace(plan=context.plan[k])
+            own = context.planned(context.plan[k])
             updates, new = update(self.rules[k], updates, state[k], own)
             states.append(new)
-        own = context._replace(plan=context.plan[last])
+        own = context.planned(context.plan[last])
         leaves, new = step(self.rules[last], updates, state[last], own)
         return leaves, (*states, new)
 
@@ -311,7 +315,7 @@ class Chain(Rule):
     def rate(self, context: Context) -> Operand | None:
         found: Operand | None = None
         for k, rule in enumerate(self.rules):
-            rate = rule.rate(context._replace(plan=context.plan[k]))
+            rate = rule.rate(context.planned(context.plan[k]))
             if rate is not None:
                 found = rate if found is None else product(found, rate)
         return found

@@ -98,10 +98,6 @@ class Context(NamedTuple):
     complex: frozenset[int] = _NOTHING
     #: Positions, among these, of leaves that are complex and seen as real.
     viewed: frozenset[int] = _NOTHING
-    #: Makes new tensors.
-    fresh: Functional = _DIFFERENTIABLE
-    #: May overwrite its first operand, which must belong to the state or to this step.
-    reuse: Functional | InPlace = _DIFFERENTIABLE
     #: The updates as the step was given them: what the moments are shaped like.
     like: Leaves | None = None
     #: The parameters before the step; None if they are not given.
@@ -110,10 +106,14 @@ class Context(NamedTuple):
     tree: Any = None
     #: The loss at the parameters, if it is given.
     value: torch.Tensor | None = None
-    #: The learning rate in force: that of the optimizer around the rule, or the one given.
-    lr: Operand | None = None
     #: Evaluates loss and gradients at other parameters, if that is given.
     value_and_grad: Evaluate | None = None
+    #: Makes new tensors.
+    fresh: Functional = _DIFFERENTIABLE
+    #: May overwrite its first operand, which must belong to the state or to this step.
+    reuse: Functional | InPlace = _DIFFERENTIABLE
+    #: The learning rate in force: that of the optimizer around the rule, or the one given.
+    lr: Operand | None = None
     #: What the rule's `prepare` returned.
     plan: Any = None
 
@@ -139,11 +139,21 @@ class Context(NamedTuple):
 
     def computing(self, inplace: bool) -> Context:
         """Return the context with the arithmetic of a step in place, or of a differentiable one."""
+        fresh: Functional = _DIFFERENTIABLE
+        reuse: Functional | InPlace = _DIFFERENTIABLE
         if is_transforming():
-            return self._replace(fresh=_TRANSFORMED, reuse=_TRANSFORMED)
-        if inplace:
-            return self._replace(fresh=_TEMPORARY, reuse=_OVERWRITE)
-        return self._replace(fresh=_DIFFERENTIABLE, reuse=_DIFFERENTIABLE)
+            fresh = reuse = _TRANSFORMED
+        elif inplace:
+            fresh, reuse = _TEMPORARY, _OVERWRITE
+        return Context._make((*self[:-4], fresh, reuse, self.lr, self.plan))
+
+    def planned(self, plan: Any) -> Context:
+        """Return the context with the plan of one rule."""
+        return Context._make((*self[:-1], plan))
+
+    def at_rate(self, lr: Operand, plan: Any) -> Context:
+        """Return the context of a direction: with the learning rate around it, and its plan."""
+        return Context._make((*self[:-2], lr, plan))
 
     @property
     def safe(self) -> Context:

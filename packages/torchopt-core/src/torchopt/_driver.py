@@ -25,6 +25,7 @@ __all__ = [
     "Step",
     "as_chain",
     "check_params",
+    "check_params_like",
     "flat_state",
     "init",
     "initial_tree",
@@ -157,7 +158,7 @@ def open_step(
         leaves: The update of each leaf, or None.
         state: The states of the chain, with a list of all leaves for each field of leaves.
         spec: The structure of the tree of the leaves.
-        params: The parameters, if they are given.
+        params: The parameters, if they are given, shaped like the updates.
         tree: Their tree, if they are given.
         extras: What else is given.
         learned: The hyperparameters that are tensors.
@@ -179,14 +180,12 @@ def open_step(
         params=None if params is None else list(params),
         tree=tree,
         value=extras.value,
-        lr=extras.lr,
         value_and_grad=_of_active(extras.value_and_grad, active, tree),
+        lr=extras.lr,
     )
     if True in [x.is_complex() for x in chosen]:
         complex_leaves = frozenset([k for k, x in enumerate(chosen) if x.is_complex()])
         context = context._replace(complex=complex_leaves)
-    if context.params is not None:
-        _check_params_like(context.params, context)
     selected = state if active is None else select_state(chain, state, active)
     plan = tuple(
         [
@@ -194,7 +193,7 @@ def open_step(
             for rule, rule_state in zip(chain.rules, selected, strict=True)
         ]
     )
-    return Step(chain, leaves, state, selected, context._replace(plan=plan), learned)
+    return Step(chain, leaves, state, selected, context.planned(plan), learned)
 
 
 def _of_active(evaluate: Evaluate | None, active: list[int] | None, tree: Any) -> Evaluate | None:
@@ -215,17 +214,11 @@ def _of_active(evaluate: Evaluate | None, active: list[int] | None, tree: Any) -
     return evaluate_active
 
 
-def _check_params_like(params: Leaves, context: Context) -> None:
+def check_params_like(params: Sequence[Any], leaves: Sequence[torch.Tensor | None]) -> None:
     """Raise unless the parameters are shaped like the updates."""
-    like = context.like or []
-    try:
-        if [p.shape for p in params] == [x.shape for x in like]:
-            return
-    except AttributeError:  # None
-        pass
-    for i, p, x in zip(context.positions, params, like, strict=True):
+    for i, (p, x) in enumerate(zip(params, leaves, strict=True)):
         shape = getattr(p, "shape", None)
-        if shape != x.shape:
+        if x is not None and shape != x.shape:
             what = "is None" if shape is None else f"has shape {tuple(shape)}"
             raise ValueError(
                 f"leaf {i} of `params` {what}, but that of the updates has shape {tuple(x.shape)}"

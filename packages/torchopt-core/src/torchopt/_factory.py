@@ -14,7 +14,7 @@ from typing_extensions import ParamSpec
 from torchopt._rule import Rule
 from torchopt.base import GradientTransformation, RuleTransformation
 
-__all__ = ["MadeTransformation", "OptimizerTransformation", "optimizer", "transformation"]
+__all__ = ["Binder", "MadeTransformation", "OptimizerTransformation", "optimizer", "transformation"]
 
 _P = ParamSpec("_P")
 
@@ -106,13 +106,11 @@ def optimizer(rule: Callable[_P, Rule]) -> Callable[_P, OptimizerTransformation]
 
 
 def _made(rule: Callable[_P, Rule], kind: type[Any]) -> Callable[_P, Any]:
-    signature = inspect.signature(rule)
+    bind = Binder(inspect.signature(rule))
 
     @functools.wraps(rule)
     def factory(*args: _P.args, **kwargs: _P.kwargs) -> Any:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        arguments = {name: _plain(value) for name, value in bound.arguments.items()}
+        arguments = {name: _plain(value) for name, value in bind(args, kwargs).items()}
         made_rule: Any = rule(**arguments)  # type: ignore[call-arg]
         if not isinstance(made_rule, Rule):
             raise TypeError(f"`{rule.__name__}` must return a Rule, got {type(made_rule).__name__}")
@@ -125,8 +123,41 @@ def _made(rule: Callable[_P, Rule], kind: type[Any]) -> Callable[_P, Any]:
     return factory
 
 
+class Binder:
+    """Binds arguments to a signature without variable ones, in a fraction of the time."""
+
+    def __init__(self, signature: inspect.Signature) -> None:
+        """Take the signature."""
+        self.signature = signature
+        parameters = signature.parameters.values()
+        self._template = {p.name: p.default for p in parameters}
+        self._required = [p.name for p in parameters if p.default is p.empty]
+        self._positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments by name, with defaults.
+
+        Raises:
+            TypeError: If they do not fit.
+        """
+        given = dict(zip(self._positional, args, strict=False))
+        arguments = {**self._template, **given, **kwargs}
+        if (
+            len(given) == len(args)
+            and len(arguments) == len(self._template)
+            and given.keys().isdisjoint(kwargs)
+            and not [x for x in self._required if arguments[x] is inspect.Parameter.empty]
+        ):
+            return arguments
+        bound = self.signature.bind(*args, **kwargs)  # raises
+        bound.apply_defaults()
+        return bound.arguments
+
+
 def _plain(value: Any) -> Any:
     """Return numpy's numbers and 0-dim arrays as Python's, also in a tuple."""
+    if value is None or type(value) in (float, int, bool):
+        return value
     if type(value) is tuple:
         return tuple(map(_plain, value))
     is_array = hasattr(value, "__array__") and not isinstance(value, torch.Tensor)

@@ -47,6 +47,7 @@ def first_count() -> ScaleByScheduleState:
     return ScaleByScheduleState(count=torch.zeros((), dtype=torch.int64, device="cpu"))
 
 
+@functools.lru_cache(maxsize=64)
 def list_structure(length: int) -> optree.PyTreeSpec:
     """Return the tree structure of a list of leaves."""
     return optree.tree_structure([0] * length, none_is_leaf=True)  # type: ignore[arg-type]
@@ -192,7 +193,7 @@ class GradientStep(Rule):
         self, updates: FactoredUpdates, state: Any, context: Context
     ) -> tuple[FactoredUpdates, Any]:
         plan: _Plan = context.plan
-        if self._asks_kernel():
+        if self._asks_kernel(context):
             rate = _as_number(plan.rate)
             # a learned rate multiplies the direction; so does decoupled decay then
             found = self._ask_kernel(updates, state[0], context, rate, keep=0.0)
@@ -209,7 +210,7 @@ class GradientStep(Rule):
     def step(self, updates: FactoredUpdates, state: Any, context: Context) -> tuple[Leaves, Any]:
         plan: _Plan = context.plan
         assert context.params is not None
-        if self._asks_kernel():
+        if self._asks_kernel(context):
             rate = _as_number(plan.rate)
             keep = 0.0 if rate is None else 1.0
             found = self._ask_kernel(updates, state[0], context, rate, keep)
@@ -228,20 +229,28 @@ class GradientStep(Rule):
 
     def _is_separable(self, plan: _Plan, context: Context) -> bool:
         """Return whether large leaves can be stepped one after the other, in place."""
-        rule = self.direction
+        params = context.params
         return (
-            context.inplace
+            params is not None
+            and len(params) > 1
+            and context.inplace
             and isinstance(plan.rate, float)
             and plan.decays is None
             and plan.direction is None
-            and rule.elementwise
+            and self._is_leafwise
+            and params[0].is_cpu
+            and sum([p.numel() for p in params]) > _CACHED
+        )
+
+    @functools.cached_property
+    def _is_leafwise(self) -> bool:
+        """Whether the direction of a leaf depends on nothing of the other leaves."""
+        rule = self.direction
+        return (
+            rule.elementwise
             and rule.state_type is not object
             and not rule.children()
             and not any(field.is_shared for field in fields_of(rule.state_type))
-            and context.params is not None
-            and context.params[0].is_cpu
-            and len(context.params) > 1
-            and sum([p.numel() for p in context.params]) > _CACHED
         )
 
     def _step_in_parts(
@@ -281,7 +290,7 @@ class GradientStep(Rule):
         if self._decays and not self.decoupled:
             leaves = updates.materialize(context)
             updates = FactoredUpdates(add_decayed(leaves, self.weight_decay, plan.decays, context))
-        own = context._replace(lr=plan.rate, plan=plan.direction)
+        own = context.at_rate(plan.rate, plan.direction)
         return update(self.direction, updates, state, own)
 
     def _scale_and_decay(self, direction: FactoredUpdates, context: Context) -> FactoredUpdates:
@@ -357,11 +366,14 @@ class GradientStep(Rule):
         """
         _ = self._kernel
 
-    def _asks_kernel(self) -> bool:
+    def _asks_kernel(self, context: Context) -> bool:
         """Return whether to ask a kernel; a compiler that traces would not see into it."""
-        if torch.compiler.is_compiling() and not self.use_accelerated_op:
+        if self.use_accelerated_op:
+            return self._kernel is not None
+        if torch.compiler.is_compiling() or (kernel := self._kernel) is None:
             return False
-        return self._kernel is not None
+        decay: Any = self.weight_decay  # a number, where there is a kernel
+        return kernel.pays(len(context.like or ()), context.inplace, decay)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the fields: a kernel stays where it is."""
@@ -396,7 +408,6 @@ class GradientStep(Rule):
             rate=rate,
             keep=keep,
             inplace=context.inplace,
-            insist=bool(self.use_accelerated_op),
             composite=self._composite,
         )
         try:

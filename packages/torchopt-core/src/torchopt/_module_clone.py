@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections import OrderedDict
 from types import FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import optree
 import torch
@@ -23,6 +24,8 @@ from torchopt.nn._meta_gradient_module import MetaGradientModule
 from torchopt.optim.meta import MetaOptimizer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torchopt._module_state import By
     from torchopt.typing import Device, TensorTree
 
@@ -150,15 +153,78 @@ def module_clone(
     carry_buffer = carrier("deepcopy", device) if detach_buffers else carry
     if not (_is_holder(target) or isinstance(target, (torch.Tensor, tuple, list, dict))):
         raise reject_target(target, "a module, a MetaOptimizer, or a tree of them and tensors")
-    reached = _reach(target)
-    memo: dict[int, Any] = {id(x): x for x in reached.others}
-    for x in reached.tensors:
-        memo[id(x)] = carry_buffer(x) if id(x) in reached.buffers else carry(x)
-    return copy.deepcopy(target, memo)
+    copier = _Copier(carry)
+    if detach_buffers or _has_meta_parameters(target):
+        copier.prepare(target, carry_buffer)
+    found: Target = copier.copied(target)
+    return found
 
 
 # what `copy.deepcopy` does not look into
 _ATOMIC = (type, FunctionType, ModuleType)
+# by which a class says how it is copied
+_COPYING = {"__deepcopy__", "__getstate__", "__new__", "__reduce__", "__reduce_ex__"}
+_COPYING |= {"__setstate__", "__slots__"}
+# what a module does not take along
+_COMPILED = "_compiled_call_impl"
+_IMMUTABLE = {type(None), bool, int, float, complex, str, bytes, type, FunctionType}
+
+
+class _Copier:
+    """Copies what :func:`copy.deepcopy` copies, tensors in a way of its own, and modules sooner."""
+
+    def __init__(self, carry: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.carry = carry
+        self.memo: dict[int, Any] = {}
+
+    def prepare(self, x: Any, carry_buffer: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Carry over all tensors that are in ``x``, and leave what it refers to only as it is."""
+        reached = _reach(x)
+        self.memo.update({id(other): other for other in reached.others})
+        for tensor in reached.tensors:
+            carry = carry_buffer if id(tensor) in reached.buffers else self.carry
+            if id(tensor) not in self.memo:
+                self.memo[id(tensor)] = carry(tensor)
+
+    def copied(self, x: Any) -> Any:
+        """Return a copy."""
+        kind: Any = type(x)
+        memo = self.memo
+        if kind in _IMMUTABLE:
+            return x
+        if id(x) in memo:
+            return memo[id(x)]
+        if isinstance(x, torch.Tensor):
+            return memo.setdefault(id(x), self.carry(x))
+        if kind is dict or kind is OrderedDict:
+            entries = memo[id(x)] = kind()
+            for key, value in x.items():
+                entries[self.copied(key)] = self.copied(value)
+            return entries
+        if kind is set and not x:
+            return memo.setdefault(id(x), set())
+        if isinstance(x, nn.Module) and _is_copied_by_attributes(kind):
+            module = memo[id(x)] = kind.__new__(kind)
+            state = {name: value for name, value in vars(x).items() if name != _COMPILED}
+            module.__dict__.update({name: self.copied(value) for name, value in state.items()})
+            return module
+        self.prepare(x, self.carry)
+        return copy.deepcopy(x, memo)
+
+
+def _has_meta_parameters(target: Any) -> bool:
+    """Return whether some of what is to be copied refers to the meta-parameters of others."""
+    if not isinstance(target, nn.Module):
+        return True  # perhaps
+    return any(isinstance(module, MetaGradientModule) for module in target.modules())
+
+
+@functools.lru_cache(maxsize=256)
+def _is_copied_by_attributes(kind: type[nn.Module]) -> bool:
+    """Return whether a class of modules says nothing of its own on how it is copied."""
+    torch_own = (object, nn.Module, Generic)
+    own = set().union(*[vars(base) for base in kind.__mro__ if base not in torch_own])
+    return own.isdisjoint(_COPYING)
 
 
 class _Reached(NamedTuple):
@@ -198,5 +264,5 @@ def _reach(target: Any) -> _Reached:
                 others.extend(attributes.pop("_meta_modules").values())
             if isinstance(x, nn.Module):
                 buffers.update(map(id, x._buffers.values()))
-            stack.extend(attributes.values())
+            stack.extend([v for v in attributes.values() if type(v) not in _IMMUTABLE])
     return _Reached(tensors, buffers, [x for x in others if id(x) not in seen])

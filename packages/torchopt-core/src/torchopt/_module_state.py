@@ -44,6 +44,8 @@ def reject_target(target: object, expected: str) -> TypeError:
 def carrier(by: By, device: Device | None) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the function that carries tensors over, and the same tensor to the same one."""
     if by in ("reference", "ref"):
+        if device is None:
+            return _same
         carry = _refer
     elif by in ("copy", "clone"):
         carry = _copy
@@ -54,6 +56,10 @@ def carrier(by: By, device: Device | None) -> Callable[[torch.Tensor], torch.Ten
             f"`by` must be 'reference' (or 'ref'), 'copy' (or 'clone') or 'deepcopy', got {by!r}"
         )
     return functools.cache(functools.partial(carry, device=device))
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def _refer(tensor: torch.Tensor, device: Device | None) -> torch.Tensor:
@@ -75,12 +81,22 @@ def _detached_copy(tensor: torch.Tensor, device: Device | None) -> torch.Tensor:
 class Container(NamedTuple):
     """The parameters or the buffers of one submodule."""
 
-    # the submodule, for messages: its dotted name and class
-    owner: str
-    # starts the names of the tensors: the dotted name and a dot
-    prefix: str
+    # the submodule's dotted name
+    path: str
+    submodule: nn.Module
     # the submodule's own dict: what is written here is written to the module
     entries: dict[str, torch.Tensor | None]
+
+    @property
+    def owner(self) -> str:
+        """The submodule, for messages."""
+        kind = type(self.submodule).__name__
+        return f"{kind} '{self.path}'" if self.path else kind
+
+    @property
+    def prefix(self) -> str:
+        """What the names of the tensors start with."""
+        return f"{self.path}." if self.path else ""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the entries that are not ``None``."""
@@ -93,15 +109,13 @@ class Container(NamedTuple):
 
 def containers(module: nn.Module, kind: Literal["parameters", "buffers"]) -> list[Container]:
     """Return the containers of ``module`` that hold a tensor, in the order of its modules."""
+    attribute = f"_{kind}"
     found = [
-        Container(
-            f"{type(submodule).__name__} '{path}'" if path else type(submodule).__name__,
-            f"{path}." if path else "",
-            getattr(submodule, f"_{kind}"),
-        )
+        Container(path, submodule, entries)
         for path, submodule in module.named_modules()
+        if (entries := getattr(submodule, attribute))
     ]
-    return [container for container in found if container.tensors()]
+    return [one for one in found if any(x is not None for x in one.entries.values())]
 
 
 @overload
@@ -262,6 +276,8 @@ def recover_state_dict(
     _check_same(target, "buffers", buffers, state.buffers)
     for container, saved in zip(params, state.params, strict=True):
         container.entries.update(saved)
+    if not buffers:
+        return
     clone = carrier("copy", device=None)
     for container, saved in zip(buffers, state.buffers, strict=True):
         for name, buffer in saved.items():
@@ -283,12 +299,15 @@ def _check_same(
             f"({_join(str(_shapes(tensors)) for tensors in saved)})"
         )
     for container, tensors in zip(held, saved, strict=True):
-        own = _shapes(container.tensors())
-        if own != _shapes(tensors):
-            raise ValueError(
-                f"{problem}: the {kind} of {container.owner} are {own} in the module and "
-                f"{_shapes(tensors)} in the state"
-            )
+        own = container.tensors()
+        if own.keys() == tensors.keys() and all(
+            own[name].shape == x.shape for name, x in tensors.items()
+        ):
+            continue
+        raise ValueError(
+            f"{problem}: the {kind} of {container.owner} are {_shapes(own)} in the module and "
+            f"{_shapes(tensors)} in the state"
+        )
 
 
 def _join(words: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import optree
 import torch
@@ -185,8 +185,9 @@ class Rule(ABC):
 
     def learned(self) -> list[torch.Tensor]:
         """Return the hyperparameters that are tensors."""
-        fields = [getattr(self, field.name) for field in dataclasses.fields(self)]
-        leaves: list[Any] = optree.tree_leaves(cast(Any, fields))
+        fields = [getattr(self, name) for name in self.__dataclass_fields__]
+        trees: Any = [x for x in fields if not isinstance(x, (int, float, str, Rule))]
+        leaves: list[Any] = optree.tree_leaves(trees) if trees else []
         found = [x for x in leaves if isinstance(x, torch.Tensor)]
         for child in self.children():
             found.extend(child.learned())

@@ -17,6 +17,7 @@ from torchopt._driver import (
     Extras,
     as_chain,
     check_params,
+    check_params_like,
     flat_state,
     init,
     initial_tree,
@@ -189,7 +190,10 @@ def _update(
     if not [x for x in leaves if x is not None]:
         return updates, state
     states: Any = state if is_chain else (state,)
-    param_leaves = None if params is None else flatten_like(spec, params, "params")
+    param_leaves = None
+    if params is not None:
+        param_leaves = flatten_like(spec, params, "params")
+        check_params_like(param_leaves, leaves)
     evaluate = None if value_and_grad is None else _evaluate_leaves(value_and_grad, spec)
     flat = flat_state(links, states, spec)
     extras = Extras(value, lr, evaluate)

@@ -7,9 +7,10 @@ without the other as long as :data:`PROTOCOL` stays.
 1. A rule that is a fixed formula of each element describes itself as a :class:`Formula`: a name,
    and coefficients that depend on the hyperparameters and on the number of the step.
 2. ``torchopt_accel.PROVIDER``, a :class:`Provider`, has a :class:`Kernel` for some formulas.
-3. For every step of an optimizer with such a rule the core makes a :class:`Request`, and the kernel
-   answers with a :class:`Result`, or raises :class:`NotCoveredError`, having changed nothing; the
-   core then takes the step itself (``use_accelerated_op=None``) or passes the error on (``True``).
+3. For every step of an optimizer with such a rule which insists on the kernel, or for which that
+   :meth:`~Kernel.pays`, the core makes a :class:`Request`, and the kernel answers with a
+   :class:`Result`, or raises :class:`NotCoveredError`, having changed nothing; the core then takes
+   the step itself (``use_accelerated_op=None``) or passes the error on (``True``).
 
 The formulas of version 1, for one element with gradient :math:`g`, states and coefficients as
 listed; each returns the direction and the next states:
@@ -109,8 +110,6 @@ class Request(NamedTuple):
     rate: float | None
     keep: float
     inplace: bool
-    #: Whether the kernel is insisted on, even where it is slower.
-    insist: bool
     #: The formula in the core's arithmetic, which is differentiable to any order: from gradients,
     #: moments and the number of the step of each leaf, counted from 1, to the direction and the
     #: next moments.
@@ -135,8 +134,14 @@ class Kernel(Protocol):
         """Take a step.
 
         Raises:
-            NotCoveredError: If there is no kernel for these inputs, or, unless the request insists,
-                if the core's arithmetic is faster for them. Nothing has been changed then.
+            NotCoveredError: If there is no kernel for these inputs. Nothing has been changed then.
+        """
+        ...
+
+    def pays(self, leaves: int, inplace: bool, weight_decay: float) -> bool:
+        """Return whether a step of that many leaves is faster than in the core's arithmetic.
+
+        Asked before every step that does not insist on the kernel, so it should take no time.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from torchopt._factory import MadeTransformation, OptimizerTransformation
@@ -118,6 +119,8 @@ def with_part(
 
 def unchanged(values: dict[str, Any], options: dict[str, Any]) -> bool:
     """Return whether options still have these hyperparameters."""
+    if all(map(operator.is_, values.values(), map(options.__getitem__, values))):
+        return True
     for name, value in values.items():
         now = options[name]
         if now is value:

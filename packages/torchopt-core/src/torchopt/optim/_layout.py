@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import optree
@@ -72,6 +74,7 @@ class Layout:
 
         chain.map_state(visit, self.template)
         self.entries = _unique(found)
+        self._take, self._read = _take_apart(chain, self.template)
         self.names = [(entry.name, entry.is_shared) for entry in self.entries]
         self.has_shared = any(entry.is_shared for entry in self.entries)
         #: Whether some entries belong to some of the parameters alone.
@@ -97,6 +100,8 @@ class Layout:
 
     def columns(self, state: Any) -> list[Any]:
         """Return the value of each entry: a list for all parameters, or what they share."""
+        if not self._has_opaque:
+            return [read(state) for read in self._read]
         found: list[Any] = []
         opaque = iter(self._opaque)
 
@@ -112,6 +117,8 @@ class Layout:
 
     def state(self, columns: Sequence[Any]) -> Any:
         """Return the state with these values."""
+        if not self._has_opaque:
+            return self._take(columns)
         remaining = iter(columns)
         opaque = iter(self._opaque)
 
@@ -128,6 +135,47 @@ class Layout:
         if self._has_opaque:
             return self.columns(init(self.chain, params, self.spec, tree))
         return self.columns(init(self.chain, params, self.spec, tree, active))
+
+
+class _Slot(NamedTuple):
+    """Stands for the value of a field, in the order in which `map_state` visits them."""
+
+    position: int
+
+
+def _take_apart(
+    chain: Chain, template: Any
+) -> tuple[Callable[[Sequence[Any]], Any], list[Callable[[Any], Any]]]:
+    """Return a function from the values of all fields to the state, and one back for each field."""
+    count = itertools.count()
+    marked = chain.map_state(lambda field, value: _Slot(next(count)), template)
+    reads: dict[int, Callable[[Any], Any]] = {}
+    take = _builder(marked, lambda state: state, reads)
+    return take, [reads[k] for k in range(len(reads))]
+
+
+def _builder(
+    node: Any, read: Callable[[Any], Any], reads: dict[int, Callable[[Any], Any]]
+) -> Callable[[Sequence[Any]], Any]:
+    """Return a function from values to a node of a state; note how those are found in a state."""
+    if type(node) is _Slot:
+        reads[node.position] = read
+        return operator.itemgetter(node.position)
+    before = len(reads)
+    if isinstance(node, dict):
+        items = {key: _builder(x, _then(read, key), reads) for key, x in node.items()}
+        if len(reads) > before:
+            return lambda columns: {key: build(columns) for key, build in items.items()}
+    elif isinstance(node, tuple):
+        parts = [_builder(x, _then(read, k), reads) for k, x in enumerate(node)]
+        if len(reads) > before:
+            make = getattr(type(node), "_make", tuple)
+            return lambda columns: make([build(columns) for build in parts])
+    return lambda columns: node
+
+
+def _then(read: Callable[[Any], Any], key: Any) -> Callable[[Any], Any]:
+    return lambda state: read(state)[key]
 
 
 def contains(rule: Rule, *kinds: type[Rule]) -> bool:

@@ -10,8 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from torchopt._chain import Chain
 from torchopt._context import Evaluate
-from torchopt._driver import Extras, as_chain, check_params, init, open_step, run, tree_state
+from torchopt._driver import Extras, as_chain, check_params, init, open_step, run
+from torchopt._factory import Binder
 from torchopt._gradient_step import list_structure
 from torchopt._masked import Masked
 from torchopt._partition import Partition
@@ -53,6 +55,7 @@ class MetaOptimizer:
         """Take the module; the state is made in the first step."""
         check_transformation(impl, "`impl`")
         self.impl = impl
+        self._found: tuple[GradientTransformation, Rule, Chain] | None = None
         self._groups: list[_Group] = []
         self.state_groups: list[OptState] = []
         self.add_param_group(module)
@@ -93,8 +96,7 @@ class MetaOptimizer:
         value: Any = loss if function is None else function()
         owner = "the optimizer's modules"
         grads = iter(gradients(value, list(chain.from_iterable(every)), owner, create_graph=True))
-        rule = as_rule(self.impl)
-        links = as_chain(rule)
+        rule, links = self._rules()
         if rule.reevaluates and function is None:
             raise ValueError(
                 "the transformation evaluates the loss again in a step: pass `step` a function "
@@ -115,12 +117,18 @@ class MetaOptimizer:
             steps.append(open_step(links, group_grads, own, spec, params, params, extras))
             stepped.append(k)
         results = run(steps, inplace=False, stepping=True)
-        for k, step, (news, state) in zip(stepped, steps, results, strict=True):
+        for k, (news, state) in zip(stepped, results, strict=True):
             pairs = zip(news, every[k], strict=True)
             self._groups[k].replace([p if new is None else new for new, p in pairs])
-            state = tree_state(links, state, step.every_state, step.every_state, step.context.spec)
             states[k] = state[0] if bare else state
         self.state_groups[:] = states
+
+    def _rules(self) -> tuple[Rule, Chain]:
+        """Return the rule, and it as a chain."""
+        if self._found is None or self._found[0] is not self.impl:
+            rule = as_rule(self.impl)
+            self._found = self.impl, rule, as_chain(rule)
+        return self._found[1:]
 
     def state_dict(self) -> tuple[OptState, ...]:
         """Return the state of each module, by reference; before the first step there is none."""
@@ -153,6 +161,7 @@ class DerivedMetaOptimizer(MetaOptimizer):
 
     _functional: ClassVar[Callable[..., GradientTransformation]]
     __signature__: ClassVar[inspect.Signature]
+    _bind: ClassVar[Binder]
 
     def __init_subclass__(
         cls,
@@ -168,6 +177,7 @@ class DerivedMetaOptimizer(MetaOptimizer):
             cls.__signature__ = derived_signature(
                 functional, "module", positional, moment_requires_grad=moment_requires_grad
             )
+            cls._bind = Binder(cls.__signature__)
             cls.__doc__ = derived_docstring(
                 cls.__doc__,
                 functional.__doc__,
@@ -180,9 +190,7 @@ class DerivedMetaOptimizer(MetaOptimizer):
 
         A learning rate for each parameter may be given by name, as a dict.
         """
-        bound = self.__signature__.bind(*args, **kwargs)
-        bound.apply_defaults()
-        arguments = bound.arguments
+        arguments = self._bind(args, kwargs)
         module = arguments.pop("module")
         if isinstance(arguments.get("lr"), Mapping) and isinstance(module, nn.Module):
             arguments["lr"] = _by_name(arguments["lr"], module)

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar, overload
 
 import torch
-from torch.optim.optimizer import ParamsT
+from torch._C._autograd import _profiler_enabled
+from torch.optim.optimizer import (
+    ParamsT,
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+)
+from typing_extensions import ParamSpec
 
 from torchopt._driver import Extras, Step, check_params, run
+from torchopt._factory import Binder
 from torchopt.base import GradientTransformation, check_transformation
 from torchopt.optim._checkpoint import (
     check_owner,
@@ -27,6 +35,7 @@ from torchopt.optim._unit import Unit, evaluation, split
 
 __all__ = ["DerivedOptimizer", "Optimizer"]
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
@@ -96,9 +105,39 @@ class Optimizer(torch.optim.Optimizer):
             del self.param_groups[before:]
             raise
         for group in self.param_groups[before:]:
-            if unit.rule.averages:
+            if unit.averages:
                 group.setdefault("train_mode", True)
         self._units.append(unit)
+
+    @staticmethod
+    def profile_hook_step(func: Callable[_P, _T]) -> Callable[_P, _T]:
+        """Return a step that runs hooks and shows in profiles, at no cost where there are none."""
+        hooked = torch.optim.Optimizer.profile_hook_step(func)
+
+        @functools.wraps(func)
+        def step(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            own: Any = args[0]
+            if (
+                torch.compiler.is_compiling()
+                or _profiler_enabled()
+                or own._optimizer_step_pre_hooks
+                or own._optimizer_step_post_hooks
+                or _global_optimizer_pre_hooks
+                or _global_optimizer_post_hooks
+            ):
+                return hooked(*args, **kwargs)
+            return func(*args, **kwargs)
+
+        return step
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, as :meth:`torch.optim.Optimizer.zero_grad` does."""
+        if not set_to_none or _profiler_enabled():
+            super().zero_grad(set_to_none)
+            return
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -140,13 +179,13 @@ class Optimizer(torch.optim.Optimizer):
             unit.refresh(self.param_groups)
             if not found:
                 continue
-            if unit.rule.averages and not self._is_training(unit):
+            if unit.averages and not self._is_training(unit):
                 raise RuntimeError(
                     "the parameters are those to evaluate at: call `train()` on the optimizer "
                     "before `step`, and `eval()` before evaluating"
                 )
             extras = Extras(value=value)
-            if unit.rule.reevaluates:
+            if unit.reevaluates:
                 if closure is None:
                     raise ValueError(
                         f"{name_of(self.impl)} evaluates the loss again in a step: pass a closure "
@@ -184,7 +223,7 @@ class Optimizer(torch.optim.Optimizer):
     def _swap(self, evaluate: bool) -> None:
         for unit in self._units:
             unit.refresh(self.param_groups)
-            if not unit.rule.averages or self._is_training(unit) is not evaluate:
+            if not unit.averages or self._is_training(unit) is not evaluate:
                 continue
             params = unit.params(self.param_groups)
             swapped = unit.swapped(params, self.state, evaluate)
@@ -263,6 +302,7 @@ class DerivedOptimizer(Optimizer):
 
     _functional: ClassVar[Callable[..., GradientTransformation]]
     __signature__: ClassVar[inspect.Signature]
+    _bind: ClassVar[Binder]
 
     def __init_subclass__(
         cls,
@@ -281,6 +321,7 @@ class DerivedOptimizer(Optimizer):
                 drop=("moment_requires_grad",),
                 options=TORCH_OPTIONS,
             )
+            cls._bind = Binder(cls.__signature__)
             cls.__doc__ = derived_docstring(
                 cls.__doc__,
                 functional.__doc__,
@@ -290,9 +331,7 @@ class DerivedOptimizer(Optimizer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take the parameters, and the hyperparameters of the functional form."""
-        bound = self.__signature__.bind(*args, **kwargs)
-        bound.apply_defaults()
-        arguments = bound.arguments
+        arguments = self._bind(args, kwargs)
         params = arguments.pop("params")
         options = {option.name: arguments.pop(option.name) for option in TORCH_OPTIONS}
         check_torch_options(arguments, options)

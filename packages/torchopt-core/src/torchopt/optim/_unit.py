@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -154,6 +155,7 @@ class Unit:
         self.rule = as_rule(self.transformation)
         self.chain = as_chain(self.rule)
         self.learned = tuple(self.rule.learned())
+        self.averages, self.reevaluates = self.rule.averages, self.rule.reevaluates
         self._values, self._labels, self._layout = values, labels, None
 
     def _made(
@@ -283,7 +285,7 @@ class Unit:
             state[p].update(row)
         self._begun = []
         layout = self.layout(params)
-        if all(new is old for new, old in zip(new_state, before, strict=True)):
+        if all(map(operator.is_, new_state, before)):
             return
         for entry, old, new in zip(layout.entries, columns, layout.columns(new_state), strict=True):
             if new is old:
