@@ -370,11 +370,6 @@ def test_parameters_given_twice() -> None:
         torchopt.Adam([{"params": [param]}, {"params": [param]}])
 
 
-def test_parameters_that_are_no_leaves() -> None:
-    with pytest.raises(ValueError, match="non-leaf"):
-        torchopt.Adam([torch.ones(2, requires_grad=True) * 2])
-
-
 def test_sparse_gradients() -> None:
     embedding = nn.Embedding(3, 2, sparse=True)
     optimizer = torchopt.Adam(embedding.parameters())
