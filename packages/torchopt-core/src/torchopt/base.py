@@ -12,7 +12,7 @@ import optree
 import torch
 
 from torchopt._chain import Chain, Identity, select_state
-from torchopt._context import Context, Evaluate, flatten_like
+from torchopt._context import Context, Evaluate
 from torchopt._driver import (
     Extras,
     as_chain,
@@ -26,6 +26,7 @@ from torchopt._driver import (
 )
 from torchopt._rule import Rule
 from torchopt._state import EmptyState, Field, Kind, UninitializedState
+from torchopt._structure import flatten_like
 from torchopt._types import Leaves, OptState, Params, Scalar, Updates, ValueAndGrad
 from torchopt._updates import FactoredUpdates
 
@@ -69,7 +70,9 @@ class GradientTransformation(_Pair):
         init: ``init(params) -> state``, for a tree of parameters.
         update: ``update(updates, state, *, params=None, inplace=True) -> (updates, state)``.
             ``updates`` is a tree of gradients shaped like the parameters, in which ``None`` means
-            "no gradient here": that leaf and its state pass through. With ``inplace=True`` the
+            "no gradient here": that leaf and its state pass through. Kinds of sequences and of
+            dicts may differ: the tuple of `torch.autograd.grad` goes with a list of parameters,
+            and updates come back as such a tuple. With ``inplace=True`` the
             memory of the state is reused and no graph is recorded; gradients are never written
             to. With ``inplace=False``, and wherever a graph is being recorded through the updates,
             the state or the hyperparameters, or a ``torch.func`` transform is running, nothing is
