@@ -14,7 +14,13 @@ from typing_extensions import ParamSpec
 from torchopt._rule import Rule
 from torchopt.base import GradientTransformation, RuleTransformation
 
-__all__ = ["MadeTransformation", "OptimizerTransformation", "optimizer", "transformation"]
+__all__ = [
+    "MadeTransformation",
+    "OptimizerTransformation",
+    "bound_arguments",
+    "optimizer",
+    "transformation",
+]
 
 _P = ParamSpec("_P")
 
@@ -110,9 +116,8 @@ def _made(rule: Callable[_P, Rule], kind: type[Any]) -> Callable[_P, Any]:
 
     @functools.wraps(rule)
     def factory(*args: _P.args, **kwargs: _P.kwargs) -> Any:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        arguments = {name: _plain(value) for name, value in bound.arguments.items()}
+        bound = bound_arguments(signature, rule.__name__, args, kwargs)
+        arguments = {name: _plain(value) for name, value in bound.items()}
         made_rule: Any = rule(**arguments)  # type: ignore[call-arg]
         if not isinstance(made_rule, Rule):
             raise TypeError(f"`{rule.__name__}` must return a Rule, got {type(made_rule).__name__}")
@@ -123,6 +128,28 @@ def _made(rule: Callable[_P, Rule], kind: type[Any]) -> Callable[_P, Any]:
         return made
 
     return factory
+
+
+def bound_arguments(
+    signature: inspect.Signature, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments of a call by name, with defaults.
+
+    Raises:
+        TypeError: If they do not fit the signature; it names what was called.
+    """
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        kinds = inspect.Parameter
+        named = [p for p in signature.parameters.values() if p.kind is not kinds.VAR_KEYWORD]
+        needed = [p.name for p in named if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
+        hint = f"it takes {', '.join(p.name for p in named)}"
+        if needed and "missing" in str(error):
+            hint = f"call it as `{name}({', '.join(needed)}, ...)`"
+        raise TypeError(f"{name}() {error}; {hint}") from None
+    bound.apply_defaults()
+    return bound.arguments
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ from torch import nn
 
 from torchopt._context import Evaluate
 from torchopt._driver import Extras, as_chain, check_params, init, open_step, run, tree_state
+from torchopt._factory import bound_arguments
 from torchopt._gradient_step import list_structure
 from torchopt._masked import Masked
 from torchopt._partition import Partition
@@ -180,9 +181,7 @@ class DerivedMetaOptimizer(MetaOptimizer):
 
         A learning rate for each parameter may be given by name, as a dict.
         """
-        bound = self.__signature__.bind(*args, **kwargs)
-        bound.apply_defaults()
-        arguments = bound.arguments
+        arguments = bound_arguments(self.__signature__, type(self).__name__, args, kwargs)
         module = arguments.pop("module")
         if isinstance(arguments.get("lr"), Mapping) and isinstance(module, nn.Module):
             arguments["lr"] = _by_name(arguments["lr"], module)

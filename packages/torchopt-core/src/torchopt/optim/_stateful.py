@@ -13,6 +13,7 @@ import torch
 from torch.optim.optimizer import ParamsT
 
 from torchopt._driver import Extras, Step, check_params, run
+from torchopt._factory import bound_arguments
 from torchopt.base import GradientTransformation, check_transformation
 from torchopt.optim._checkpoint import (
     check_owner,
@@ -68,6 +69,7 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(self, params: ParamsT, impl: GradientTransformation) -> None:
         """Take the parameters; their state is made in the first step."""
         check_transformation(impl, "`impl`")
+        _check_iterable(params, type(self).__name__)
         self.impl = impl
         self._units: list[Unit] = []
         # whether some parameters were no leaves when they were added
@@ -268,6 +270,20 @@ class Optimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in names}}
 
 
+def _check_iterable(params: Any, name: str) -> None:
+    """Raise for what is given where the parameters were forgotten; all else is up to torch."""
+    try:
+        iter(params)
+    except TypeError:
+        if isinstance(params, torch.Tensor):
+            return
+        remedy = "module.parameters()" if isinstance(params, torch.nn.Module) else "params"
+        raise TypeError(
+            "`params` must be an iterable of tensors or dicts, got "
+            f"{type(params).__name__}: call it as `{name}({remedy}, ...)`"
+        ) from None
+
+
 def _found_gradients(params: Sequence[torch.Tensor]) -> list[Any]:
     """Return the gradients; warn of parameters that none can have reached."""
     with warnings.catch_warnings():
@@ -329,9 +345,7 @@ class DerivedOptimizer(Optimizer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take the parameters, and the hyperparameters of the functional form."""
-        bound = self.__signature__.bind(*args, **kwargs)
-        bound.apply_defaults()
-        arguments = bound.arguments
+        arguments = bound_arguments(self.__signature__, type(self).__name__, args, kwargs)
         params = arguments.pop("params")
         options = {option.name: arguments.pop(option.name) for option in TORCH_OPTIONS}
         check_torch_options(arguments, options)
