@@ -5,14 +5,15 @@ One thread, the default allocator, processor time.
 
     python benchmarks/overhead.py --peer PYTHON    # that has TorchOpt 0.7.3, perhaps learn2learn
 
-The networks: that of an agent in meta-gradient reinforcement learning, 8-32-32-4, a batch of 16; and
-1-40-40-1 of the sinusoid tasks of Finn, Abbeel and Levine (ICML 2017), a batch of 10.
+The networks: that of an agent in meta-gradient reinforcement learning, 8-32-32-4, a batch of 16;
+and 1-40-40-1 of the sinusoid tasks of Finn, Abbeel and Levine (ICML 2017), a batch of 10.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import statistics
@@ -33,7 +34,7 @@ STEPS = 5
 
 def network(*sizes: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for i, o in zip(sizes, sizes[1:], strict=False):
+    for i, o in itertools.pairwise(sizes):
         layers += [nn.Linear(i, o), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -355,6 +356,97 @@ def test_chains_of_what_is_no_transformation() -> None:
         transform.masked(torchopt.adam)
 
 
+def some_params() -> list[torch.Tensor]:
+    return [torch.ones(1, requires_grad=True)]
+
+
+# what is given for a transformation, and what the message ends with
+NO_TRANSFORMATIONS: dict[str, tuple[Callable[[], Any], str]] = {
+    "of torch": (
+        lambda: torch.optim.Adam(some_params()),
+        "got an instance of torch.optim.Adam: pass its functional form, `torchopt.adam(...)`",
+    ),
+    "a class of torch": (
+        lambda: torch.optim.SGD,
+        "got the class torch.optim.SGD: pass its functional form, `torchopt.sgd(...)`",
+    ),
+    "unknown here": (
+        lambda: torch.optim.NAdam(some_params()),
+        (
+            "got an instance of torch.optim.NAdam: pass a functional optimizer, such as "
+            "`torchopt.adam(...)`"
+        ),
+    ),
+    "stateful": (
+        lambda: torchopt.Adam(some_params()),
+        "got an instance of Adam: pass its `impl`",
+    ),
+    "differentiable": (
+        lambda: torchopt.MetaOptimizer(nn.Linear(1, 1), torchopt.adam()),
+        "got an instance of MetaOptimizer: pass its `impl`",
+    ),
+    "a stateful class": (
+        lambda: torchopt.RMSprop,
+        "got the class RMSprop: pass its functional form, `torchopt.rmsprop(...)`",
+    ),
+    "a differentiable class": (
+        lambda: torchopt.MetaAdamW,
+        "got the class MetaAdamW: pass its functional form, `torchopt.adamw(...)`",
+    ),
+    "not called": (lambda: torchopt.adam, "got the function adam: did you mean to call it?"),
+    "parameters": (some_params, "got an instance of list"),
+    "nothing": (lambda: None, "got an instance of NoneType"),
+}
+TAKES_TRANSFORMATIONS: dict[str, Callable[[Any], Any]] = {
+    "Optimizer": lambda impl: torchopt.Optimizer(some_params(), impl),
+    "MetaOptimizer": lambda impl: torchopt.MetaOptimizer(nn.Linear(1, 1), impl),
+    "FuncOptimizer": torchopt.FuncOptimizer,
+    "chain": lambda impl: torchopt.chain(torchopt.sgd(0.1), impl),
+    "masked": transform.masked,
+    "partition": lambda impl: torchopt.partition({"a": impl}, "a"),
+    "lookahead": torchopt.lookahead,
+}
+
+
+@pytest.mark.parametrize("take", TAKES_TRANSFORMATIONS.values(), ids=TAKES_TRANSFORMATIONS)
+@pytest.mark.parametrize(("make", "message"), NO_TRANSFORMATIONS.values(), ids=NO_TRANSFORMATIONS)
+def test_what_is_no_transformation_is_named_with_what_to_give_instead(
+    take: Callable[[Any], Any], make: Callable[[], Any], message: str
+) -> None:
+    with pytest.raises(TypeError) as caught:
+        take(make())
+    assert str(caught.value).endswith(f" must be a GradientTransformation, {message}")
+
+
+@every_family
+def test_classes_without_parameters_or_module_are_named(family: Family) -> None:
+    for made, argument in ((family.stateful, "params"), (family.meta, "module")):
+        found = re.escape(f"{made.__name__}() missing a required argument: '{argument}'; call it")
+        with pytest.raises(
+            TypeError, match=rf"^{found} as `{made.__name__}\({argument}, \.\.\.\)`"
+        ):
+            made(lr=0.1)
+    name = family.stateful.__name__
+    with pytest.raises(TypeError, match=rf"got float: call it as `{name}\(params, \.\.\.\)`"):
+        family.stateful(0.1)
+    with pytest.raises(TypeError, match=r"got Linear: call it as `\w+\(module\.parameters\(\), "):
+        family.stateful(nn.Linear(1, 1))
+    with pytest.raises(TypeError, match=r"`module` must be a torch\.nn\.Module, got float"):
+        family.meta(0.1)
+
+
+@every_family
+def test_unknown_hyperparameters_are_named_with_those_there_are(family: Family) -> None:
+    message = r"\w\(\) got an unexpected keyword argument 'momentun'; it takes .*\blr\b"
+    for make in (
+        lambda **options: family.functional(**options),
+        lambda **options: family.stateful(some_params(), **options),
+        lambda **options: family.meta(nn.Linear(1, 1), **options),
+    ):
+        with pytest.raises(TypeError, match=message):
+            make(momentun=0.1)
+
+
 def test_functions_that_are_none() -> None:
     with pytest.raises(TypeError, match="`hook` must be callable"):
         torchopt.register_hook(None)
@@ -368,11 +460,6 @@ def test_parameters_given_twice() -> None:
     param = torch.ones(2, requires_grad=True)
     with pytest.raises(ValueError, match="appear in more than one parameter group"):
         torchopt.Adam([{"params": [param]}, {"params": [param]}])
-
-
-def test_parameters_that_are_no_leaves() -> None:
-    with pytest.raises(ValueError, match="non-leaf"):
-        torchopt.Adam([torch.ones(2, requires_grad=True) * 2])
 
 
 def test_sparse_gradients() -> None:

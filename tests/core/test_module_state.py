@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import pickle
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from torch import nn
 import torchopt
 from torchopt.utils import ModuleState
 
-REFERENCE, COPY, DEEPCOPY = ["reference", "ref"], ["copy", "clone"], ["deepcopy"]
+REFERENCE, COPY, DEEPCOPY = ["reference", "ref"], ["copy", "clone"], ["deepcopy", "deepclone"]
 EVERY_BY = [*REFERENCE, *COPY, *DEEPCOPY]
 
 
@@ -158,10 +159,13 @@ def test_a_copy_stays_connected(make: Callable[[], nn.Module], by: Any) -> None:
 
 
 @every_net
-def test_a_deepcopy_is_detached_and_otherwise_the_same(make: Callable[[], nn.Module]) -> None:
+@pytest.mark.parametrize("by", DEEPCOPY)
+def test_a_deepcopy_is_detached_and_otherwise_the_same(
+    make: Callable[[], nn.Module], by: Any
+) -> None:
     net = make()
     own = tensors(net)
-    state = torchopt.extract_state_dict(net, by="deepcopy")
+    state = torchopt.extract_state_dict(net, by=by)
     other = make()
     torchopt.recover_state_dict(other, state)
     for name, tensor in tensors(other).items():
@@ -238,7 +242,7 @@ def test_a_state_moves_to_a_device(by: Any) -> None:
     net = mlp()
     state = torchopt.extract_state_dict(net, by=by, device="meta")
     assert {x.device.type for x in flat(state)} == {"meta"}
-    assert isinstance(state.params[0]["weight"], nn.Parameter) == (by == "deepcopy")
+    assert isinstance(state.params[0]["weight"], nn.Parameter) == (by in DEEPCOPY)
     stays = torchopt.extract_state_dict(net, by=by, device="cpu")
     assert (stays.params[0]["weight"] is net[0].weight) == (by in REFERENCE)
 
@@ -291,6 +295,15 @@ def test_meta_optimizer_states_are_taken_like_module_states() -> None:
         assert copied.is_leaf
         assert copied.requires_grad == original.requires_grad
     assert {x.device.type for x in leaves(extract(optimizer, device="meta"))} == {"meta"}
+
+
+@pytest.mark.parametrize("kind", [list, collections.deque])
+def test_a_meta_optimizer_takes_its_states_in_any_sequence(kind: Callable[..., Any]) -> None:
+    net, optimizer = stepped(mlp)
+    state = torchopt.extract_state_dict(optimizer, by="deepcopy")
+    optimizer.step(loss_of(net))
+    torchopt.recover_state_dict(optimizer, kind(state))
+    assert [id(x) for x in leaves(optimizer.state_dict())] == [id(x) for x in leaves(state)]
 
 
 def test_a_meta_optimizer_goes_back_to_before_its_first_step() -> None:

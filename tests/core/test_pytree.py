@@ -312,7 +312,7 @@ class TestMistakes:
         [
             ({"a": torch.ones(1)}, {"b": torch.ones(1)}),
             ([torch.ones(1)], [torch.ones(1), torch.ones(1)]),
-            ([torch.ones(1)], (torch.ones(1),)),
+            ([torch.ones(1)], {0: torch.ones(1)}),
             ([torch.ones(1)], [[torch.ones(1)]]),
             ([[torch.ones(1)]], [torch.ones(1)]),
         ],

@@ -334,6 +334,66 @@ def test_parameters_without_gradient_stay(family: Family) -> None:
     assert not torch.equal(trained, torch.ones(2))
 
 
+def after_a_differentiable_step() -> tuple[nn.Module, list[torch.Tensor], torch.Tensor]:
+    """Return a module whose parameters are results, those that it began with, and an input."""
+    torch.manual_seed(0)
+    net, x = nn.Linear(2, 1), torch.ones(3, 2)
+    initial = list(net.parameters())
+    torchopt.MetaSGD(net, lr=0.1).step(net(x).square().mean())
+    return net, initial, x
+
+
+@every_family
+def test_results_that_retain_their_gradient_are_optimized_like_leaves(family: Family) -> None:
+    net, initial, x = after_a_differentiable_step()
+    results = list(net.parameters())
+    leaves = [p.detach().clone().requires_grad_() for p in results]
+    optimizer, expected = family.stateful(results), family.stateful(leaves)
+    for p in results:
+        p.retain_grad()
+    for _ in range(2):
+        optimizer.zero_grad()
+        net(x).square().mean().backward(retain_graph=True)
+        for p, leaf in zip(results, leaves, strict=True):
+            leaf.grad = p.grad.clone()
+        optimizer.step()
+        expected.step()
+    assert_same(list(net.parameters()), leaves)
+    assert all(p is q for p, q in zip(net.parameters(), results, strict=True))
+    assert not any(p.is_leaf for p in results)
+    assert all(p.grad is not None for p in initial)
+    assert not any(x.requires_grad for p in results for x in tensors_in(dict(optimizer.state[p])))
+
+
+def test_results_that_lose_their_gradient_stay_and_the_step_says_so() -> None:
+    net, initial, x = after_a_differentiable_step()
+    leaf = torch.zeros(1, requires_grad=True)
+    optimizer = torchopt.Adam([net.weight, leaf, net.bias], lr=0.1)
+    before = [p.detach().clone() for p in net.parameters()]
+    (net(x) + leaf).square().mean().backward()
+    with pytest.warns(UserWarning, match=r"no gradient at parameters \[0, 2\]") as record:
+        optimizer.step()
+    (warning,) = record
+    assert warning.filename == __file__
+    assert_same([p.detach() for p in net.parameters()], before)
+    assert leaf.item() != 0
+    assert all(p.grad is not None for p in initial)
+
+
+def test_results_may_be_made_leaves_after_they_were_given() -> None:
+    net, initial, x = after_a_differentiable_step()
+    optimizer = torchopt.Adam(net.parameters(), lr=0.1)
+    torchopt.stop_gradient(net)
+    before = [p.detach().clone() for p in net.parameters()]
+    for _ in range(2):
+        optimizer.zero_grad()
+        net(x).square().mean().backward()
+        optimizer.step()
+    assert not any(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
+    assert all(p.grad is None for p in initial)
+    copy.deepcopy(optimizer).step()
+
+
 @every_family
 def test_a_step_records_no_graph(family: Family) -> None:
     param = torch.ones(2, requires_grad=True)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 import torchopt
 import torchopt.distributed as todist
+from torchopt import pytree
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Linear(3, 2),
@@ -144,6 +145,26 @@ class Model:
         return 2 * x
 
 
+@todist.parallelize()
+def scaled_by_reference(x: torch.Tensor, factors: Any) -> torch.Tensor:
+    return x * pytree.tree_to_here(factors)["factor"]
+
+
+def keep(x: torch.Tensor) -> Any:
+    """Return a reference to what stays here."""
+    return {"kept": todist.rpc.RRef(x + todist.get_rank())}
+
+
+def owners(*references: Any) -> list[Any]:
+    return [references[0] is references[1], *(reference.owner().id for reference in references)]
+
+
+def to_last(*args: Any, **kwargs: Any) -> list[Any]:
+    """Share nothing out: two calls as partitioners for 0.7 write them, and one by name."""
+    last = todist.get_world_size() - 1
+    return [(last, args, None), (0, None, {"x": 1}), (f"worker{last}", ("named",), {})]
+
+
 def describe(x: Any) -> str:
     return f"{todist.get_rank()}: {x}"
 
@@ -181,6 +202,7 @@ def results() -> dict[str, Any]:
         "async": total(x).wait().item(),
         "decorated twice": decorated_twice(1),
         "method": Model.method(4),
+        "partitioner of 0.7": todist.remote_sync_call(describe, args=("a",), partitioner=to_last),
         "undecorated": todist.remote_sync_call(scaled, args=(x[:1],))[0].tolist(),
         "grad mode": todist.remote_sync_call(grad_enabled, partitioner=last),
         "listening": todist.remote_sync_call(listening, partitioner=last),
@@ -195,6 +217,27 @@ def results() -> dict[str, Any]:
     cut = todist.remote_sync_call(torch.square, args=(weight,), partitioner=last)[0]
     found["outside a context"] = cut.requires_grad
     return found
+
+
+def references() -> dict[str, Any]:
+    """Return what came of references as arguments and as results."""
+    last = todist.get_world_size() - 1
+    x = torch.arange(6.0)
+    here = pytree.tree_as_rref({"factor": torch.tensor(3.0)})
+    there = todist.rpc.remote(f"worker{last}", torch.neg, args=(torch.tensor(2.0),))
+    (kept,) = todist.remote_sync_call(keep, args=(x,), partitioner=last)
+    known = todist.remote_sync_call(
+        owners, args=(here["factor"], here["factor"], there, kept["kept"]), partitioner=last
+    )
+    return {
+        "argument": scaled_by_reference(x, here).tolist(),
+        "another's": scaled_by_reference(x, factors={"factor": there}).tolist(),
+        "result": pytree.tree_to_here(kept)["kept"].tolist(),
+        "owners": known[0],
+        "both ways": todist.remote_sync_call(list, args=([kept["kept"]],), partitioner=0)[0][0]
+        .to_here()
+        .tolist(),
+    }
 
 
 def gradients() -> dict[str, Any]:
@@ -254,7 +297,7 @@ def main() -> int:
     show(f"place {here.rank}", [*here, here.worker_name, *greeted])
     todist.barrier()
     if here.rank == 0:
-        for part in (results, gradients, passes):
+        for part in (results, references, gradients, passes):
             show(part.__name__, part())
     todist.barrier([f"worker{todist.get_rank()}"])
     return here.rank

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+import torchopt
+
 from ._launch import launch
 from ._rpc_program import MODELS, OBJECTIVES, PARTITIONERS, SIZES, local_gradients
 
@@ -57,6 +59,7 @@ def expected(size: int) -> dict[str, Any]:
         "async": 10.0,
         "decorated twice": [2],
         "method": [8],
+        "partitioner of 0.7": [f"{last}: a", "0: 1", f"{last}: named"],
         "undecorated": [0.0],
         "grad mode": [True],
         "no_grad": [False],
@@ -74,6 +77,20 @@ def test_results_are_those_of_the_call(report: dict[str, Any], name: str) -> Non
 def test_parallelize_averages_by_default(report: dict[str, Any]) -> None:
     shares = torch.arange(6.0).mul(3).view(report["size"], -1)
     assert report["results"]["mean by default"] == shares.mean(dim=0).tolist()
+
+
+def test_remote_references_are_arguments_and_results(report: dict[str, Any]) -> None:
+    size, last = report["size"], report["size"] - 1
+    x = torch.arange(6.0)
+    found = report["references"]
+    assert found["argument"] == x.mul(3).view(size, -1).mean(dim=0).tolist()
+    assert found["another's"] == x.mul(-2).view(size, -1).mean(dim=0).tolist()
+    assert found["result"] == found["both ways"] == (x + last).tolist()
+    assert found["owners"] == [True, 0, 0, last, last]
+
+
+def test_rpc_is_torchs_own() -> None:
+    assert torchopt.distributed.rpc is torch.distributed.rpc
 
 
 def test_workers_listen_on_the_loopback_interface_only(report: dict[str, Any]) -> None:

@@ -205,6 +205,7 @@ from torchopt.distributed import *
 from torchopt.distributed.autograd import *
 
 assert not todist.is_available() and not todist.autograd.is_available()
+assert todist.rpc is torch.distributed.rpc
 weight = torch.ones((), requires_grad=True)
 assert todist.map_tasks(lambda w, k: w * k, range(3), weight).grads == 1
 for entry in (auto_init_rpc, get_gradients, DistAutogradContext, context().__enter__, barrier):

@@ -265,6 +265,18 @@ def test_functions_of_linalg_solve_and_sum() -> None:
     torch.testing.assert_close(ns_inv((A,), 4, alpha=0.5)[0], sum_of_series(A, 4, 0.5))
 
 
+@pytest.mark.parametrize(
+    "solver", [solve_cg(), solve_normal_cg(), solve_inv(), solve_inv(ns=True, maxiter=100)]
+)
+def test_the_operator_may_be_given_by_either_name(solver: Any) -> None:
+    A = torch.tensor([[0.8, 0.1], [0.1, 0.9]], dtype=torch.float64)
+    b = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    expected = solver(lambda x: A @ x, b)
+    torch.testing.assert_close(expected, torch.linalg.solve(A, b), rtol=1e-4, atol=1e-4)
+    for options in ({"matvec": lambda x: A @ x}, {"A": lambda x: A @ x}):
+        torch.testing.assert_close(solver(**options, b=b), expected, rtol=0, atol=0)
+
+
 def sum_of_series(A: torch.Tensor, terms: int, alpha: float) -> torch.Tensor:
     I = torch.eye(len(A), dtype=A.dtype)  # noqa: E741
     powers = [torch.linalg.matrix_power(I - alpha * A, k) for k in range(terms)]
@@ -278,6 +290,17 @@ def sum_of_series(A: torch.Tensor, terms: int, alpha: float) -> torch.Tensor:
         (lambda: solve_cg(rtol=-1.0), ValueError, "`rtol` must be non-negative"),
         (lambda: solve_gmres(restart=0), ValueError, "`restart` must be positive, got 0"),
         (lambda: solve_cg(tol=1.0), TypeError, "tol"),
+        (lambda: solve_cg(truncate=True), ValueError, "`truncate=True` needs `maxiter`"),
+        (lambda: solve_gmres(truncate=5), TypeError, "`truncate` must be a bool, got 5"),
+        (lambda: solve_inv(truncate=True), TypeError, "truncate"),
+        (
+            lambda: solve_cg()(torch.eye(2), torch.ones(2), matvec=torch.eye(2)),
+            TypeError,
+            "CG solves for `b` with one operator, `A` or `matvec`, got `A` and `matvec` and `b`",
+        ),
+        (lambda: solve_inv()(b=torch.ones(2)), TypeError, "LU solves .*, got `b`: call it as"),
+        (lambda: solve_cg()(matvec=torch.eye(2)), TypeError, "`A` or `matvec`, got `matvec`:"),
+        (lambda: solve_cg()(), TypeError, "`A` or `matvec`, got neither: call it as"),
         (lambda: solve_inv(maxiter=3), TypeError, "maxiter"),
         (lambda: solve_cg()(3, torch.ones(2)), TypeError, "`A` must be a callable, a matrix"),
         (lambda: solve_cg()(torch.eye(3), torch.ones(2)), ValueError, r"shape \(2, 2\)"),

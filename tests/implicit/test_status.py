@@ -19,6 +19,7 @@ from torchopt_implicit import (
     custom_root,
     stationarity,
 )
+from torchopt_implicit.linalg import cg, ns
 from torchopt_implicit.linear_solve import (
     solve_bicgstab,
     solve_cg,
@@ -40,6 +41,7 @@ SOLVERS = {
     "cholesky": solve_cholesky,
     "lstsq": solve_lstsq,
 }
+ITERATIVE = {"cg", "normal_cg", "gmres", "bicgstab", "neumann"}
 NAN, INF = float("nan"), float("inf")
 HARD = torch.diag(torch.logspace(-3, 0, 60, dtype=torch.float64))
 SINGULAR = torch.diag(torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64))
@@ -53,7 +55,11 @@ FAILURES = [
     ("normal_cg", {"maxiter": 3}, HARD, ONES, Status.ITERATION_LIMIT),
     ("gmres", {"maxiter": 3}, HARD, ONES, Status.ITERATION_LIMIT),
     ("bicgstab", {"maxiter": 3}, HARD, ONES, Status.ITERATION_LIMIT),
-    ("neumann", {"maxiter": 3}, HARD, ONES, Status.ITERATION_LIMIT),
+    ("neumann", {"maxiter": 3, "rtol": 1e-5}, HARD, ONES, Status.ITERATION_LIMIT),
+    ("neumann", {}, HARD, ONES, Status.ITERATION_LIMIT),
+    ("cg", {"maxiter": 3, "rtol": 1e-5, "atol": 0}, HARD, ONES, Status.ITERATION_LIMIT),
+    ("cg", {"maxiter": 3, "atol": 1e-9}, HARD, ONES, Status.ITERATION_LIMIT),
+    ("cg", {"maxiter": 3, "atol": 0, "truncate": False}, HARD, ONES, Status.ITERATION_LIMIT),
     ("cg", {"maxiter": 0}, HARD, ONES, Status.ITERATION_LIMIT),
     ("cg", {"rtol": 1e-18, "maxiter": 5000}, HARD, ONES, Status.STAGNATED),
     ("gmres", {"rtol": 1e-18, "maxiter": 5000, "restart": 60}, HARD, ONES, Status.STAGNATED),
@@ -66,6 +72,10 @@ FAILURES = [
     ("cholesky", {}, SINGULAR, THREE, Status.BREAKDOWN),
     ("cholesky", {}, -HARD, ONES, Status.BREAKDOWN),
     ("cg", {}, 0 * SINGULAR, THREE, Status.BREAKDOWN),
+    # truncation is no excuse for these
+    ("cg", {"maxiter": 3, "truncate": True}, ROTATION, TWO, Status.BREAKDOWN),
+    ("cg", {"maxiter": 3, "atol": 0}, SINGULAR, THREE * NAN, Status.NOT_FINITE),
+    ("neumann", {"maxiter": 5}, 3 * HARD, ONES, Status.BREAKDOWN),
     ("neumann", {"maxiter": 5000}, 3 * HARD, ONES, Status.NOT_FINITE),
     *((name, {}, SINGULAR, THREE * NAN, Status.NOT_FINITE) for name in SOLVERS),
     *((name, {}, SINGULAR, THREE * INF, Status.NOT_FINITE) for name in SOLVERS),
@@ -90,6 +100,72 @@ def test_a_failed_solve_is_named(
     with pytest.raises(FailedSolveError, match=status.name) as caught:
         SOLVERS[name](**options, throw=True)(A, b)
     assert caught.value.info.status is status
+
+
+TRUNCATED = [
+    *((name, {"maxiter": 3, "truncate": True}) for name in SOLVERS if name in ITERATIVE),
+    *((name, {"maxiter": 3, "atol": 0}) for name in SOLVERS if name in ITERATIVE),
+    ("cg", {"maxiter": 3, "rtol": 0.0, "atol": 0.0}),
+    ("normal_cg", {"maxiter": 3, "atol": 0, "ridge": 0.1}),
+    ("cg", {"maxiter": 0, "truncate": True}),
+    ("neumann", {"maxiter": 3}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), TRUNCATED)
+def test_a_solve_that_was_to_be_truncated_did_not_fail(name: str, options: dict[str, Any]) -> None:
+    solver = SOLVERS[name](**options, throw=True)
+    x, info = solver.solve(HARD, ONES)
+    assert info.status is Status.TRUNCATED
+    assert not info.all_converged
+    assert info.iterations == options["maxiter"]
+    assert info.describe().startswith("TRUNCATED: `maxiter` iterations were done, as was asked")
+    torch.testing.assert_close(solver(HARD, ONES), x, rtol=0, atol=0)
+    in_full = SOLVERS[name](**{**options, "rtol": 1e-5, "truncate": False})
+    torch.testing.assert_close(in_full.solve(HARD, ONES)[0], x, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in SOLVERS if name in ITERATIVE])
+def test_a_truncated_solve_may_converge(name: str) -> None:
+    eye = torch.eye(3, dtype=torch.float64)
+    assert SOLVERS[name](maxiter=3, truncate=True).solve(eye, THREE)[1].all_converged
+
+
+def test_a_truncated_solve_beyond_the_number_of_unknowns_is_silent() -> None:
+    A = torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+    for maxiter in (3, 4, 20):
+        x = solve_cg(maxiter=maxiter, rtol=0.0, throw=True)(A, THREE)
+        torch.testing.assert_close(x, torch.ones_like(x))
+
+
+def test_derivatives_by_a_truncated_solve_are_silent() -> None:
+    t = ONES.clone().requires_grad_()
+    solve = solve_normal_cg(maxiter=5, atol=0)
+    root(solve)(t).sum().backward()
+    torch.testing.assert_close(t.grad, solve.solve(HARD.T, ONES)[0])
+    batch = vmap(grad(lambda t: root(solve)(t).sum()))(ONES.repeat(4, 1))
+    torch.testing.assert_close(batch, t.grad.repeat(4, 1))
+
+
+def test_functions_of_linalg_may_be_truncated() -> None:
+    for options in ({"truncate": True}, {"rtol": 0.0}):
+        _, info = cg(HARD, ONES, maxiter=3, return_info=True, **options)
+        assert (info.iterations, info.status) == (3, Status.TRUNCATED)
+        cg(HARD, ONES, maxiter=3, **options)
+    with pytest.warns(FailedSolveWarning, match="ITERATION_LIMIT"):
+        cg(HARD, ONES, maxiter=3)
+    for maxiter, count in ((None, 10), (4, 4)):
+        _, info = ns(HARD, ONES, maxiter, return_info=True)
+        assert (info.iterations, info.status) == (count, Status.TRUNCATED)
+
+
+def test_a_batch_counts_failures_apart_from_what_was_truncated() -> None:
+    status = torch.tensor([Status.CONVERGED, Status.TRUNCATED, Status.TRUNCATED])
+    info = Info(torch.tensor([1, 2, 2]), torch.zeros(3), status)
+    assert (info.worst, info.all_converged) == (Status.TRUNCATED, False)
+    assert info.describe().startswith("TRUNCATED in 2 of 3 problems")
+    status[0] = Status.BREAKDOWN
+    assert info.describe().startswith("BREAKDOWN in 1 of 3 problems")
 
 
 @pytest.mark.parametrize("name", ["normal_cg", "gmres", "lstsq"])

@@ -272,6 +272,14 @@ def test_paths_to_the_output_are_highlighted(by_name: bool) -> None:
     assert "highlighted" in dot.source
 
 
+def test_a_tensor_that_shares_its_name_can_be_highlighted() -> None:
+    w, v = torch.ones(1, requires_grad=True), torch.ones(2, requires_grad=True)
+    dot = make_dot(w.sin() + v.cos().sum(), {w: "p", v: "p"}, highlight=v)
+    assert {"p\n(1,)", "p, highlighted\n(2,)"} <= set(boxes(dot))
+    with pytest.raises(ValueError, match="`highlight`: 'p' is the name of 2 tensors"):
+        make_dot(w.sin() + v.cos().sum(), [("p", w), ("p", v)], highlight="p")
+
+
 def test_a_tensor_without_a_name_can_be_highlighted() -> None:
     w = torch.ones(1, requires_grad=True)
     y = w.exp()

@@ -115,6 +115,43 @@ def test_all_parameters_that_are_reached_are_named() -> None:
     assert not [node for node in graph.nodes if node.kind == "leaf"]
 
 
+def test_states_without_a_prefix_name_every_step_alike() -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    states = [state(net, "")]
+    inner = torchopt.MetaSGD(net, lr=0.1, use_accelerated_op=False)
+    x = torch.randn(4, 2)
+    for _ in range(2):
+        inner.step(net(x).square().mean())
+        states.append(state(net, ""))
+    graph = gradient_graph(net(x).square().mean(), states)
+    found = [node.name for node in graph.nodes if node.kind in ("parameter", "tensor")]
+    local = ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert sorted(found) == sorted(3 * local)
+    assert labels(graph, "step") == ["inner step 1", "inner step 2", "outer loss"]
+    assert graph.unreached == ()
+    with pytest.raises(KeyError, match=r"'0\.weight' is the name of 3 tensors; give each a name"):
+        graph.find("0.weight")
+
+
+@pytest.mark.parametrize("wrap", [lambda names: names, lambda names: [names, {}]])
+def test_a_dict_may_go_from_tensors_to_names(wrap: Callable[[Any], Any]) -> None:
+    w, v, unused = (torch.ones(2, requires_grad=True) for _ in range(3))
+    graph = gradient_graph((w * v).sum(), wrap({w: "a", v: "b", unused: "c"}))
+    assert [node.name for node in graph.nodes if node.kind == "parameter"] == ["a", "b"]
+    assert graph.unreached == ("c",)
+    same = gradient_graph((w * v).sum(), wrap({w: "a", v: "a"}))
+    assert [node.name for node in same.nodes if node.kind == "parameter"] == ["a", "a"]
+
+
+def test_the_names_of_a_state_alone_are_names() -> None:
+    net = nn.Linear(2, 1)
+    graph = gradient_graph(net(torch.ones(1, 2)).sum(), state(net, "net.").visual_contents)
+    assert {node.name for node in graph.nodes if node.kind == "parameter"} == {
+        "net.weight",
+        "net.bias",
+    }
+
+
 def test_names_that_do_not_reach_the_output_are_listed() -> None:
     w, unused, frozen = (torch.ones(2, requires_grad=True) for _ in range(3))
     frozen = frozen.detach()
@@ -341,12 +378,7 @@ def test_a_tensor_without_a_graph_is_told_how_to_get_one(
         ({"w": 1.0}, TypeError, "`params` must name tensors, but 'w' is a float"),
         ({1: torch.ones(1)}, TypeError, "by strings, got a name of type int"),
         ([("w", None)], TypeError, "`params` must name tensors, but 'w' is a NoneType"),
-        (
-            [{"w": torch.ones(1)}, {"w": torch.ones(2)}],
-            ValueError,
-            "(1,) and (2,); give each state of a module a `visual_prefix` of its own",
-        ),
-        ([("w", torch.ones(1)), ("w", torch.ones(1))], ValueError, "the name 'w' for two tensors"),
+        ({torch.ones(1): 2}, TypeError, "by strings, got a name of type int"),
         (
             torchopt.extract_state_dict(nn.Linear(1, 1)),
             ValueError,

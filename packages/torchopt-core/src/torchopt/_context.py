@@ -17,6 +17,7 @@ from torchopt._arithmetic import (
     Operand,
     PerLeaf,
 )
+from torchopt._structure import flatten_like
 from torchopt._types import Leaves, Scalar
 
 __all__ = [
@@ -243,30 +244,6 @@ class Context(NamedTuple):
                 return function(distinct.pop())
         values = function(t.to(torch.float64))
         return tuple(PerLeaf(x) if isinstance(x, torch.Tensor) else x for x in values)
-
-
-def flatten_like(spec: optree.PyTreeSpec, tree: Any, name: str) -> list[Any]:
-    """Return the leaves of a tree that must be shaped like the parameters.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    leaves: list[Any]
-    leaves, found = optree.tree_flatten(tree, none_is_leaf=True)
-    if found != spec:
-        # kinds of dicts may differ
-        try:
-            leaves = spec.flatten_up_to(tree)
-            kinds = (torch.Tensor, type(None), int, float)
-            matches = all(isinstance(x, kinds) for x in leaves)
-        except (ValueError, TypeError):
-            matches = False
-        if not matches:
-            raise ValueError(
-                f"the structure of `{name}` differs from that of the updates: "
-                f"`{name}` is {found}, the updates are {spec}"
-            )
-    return leaves
 
 
 def bias_correction(decay: Scalar, t: Any) -> Any:

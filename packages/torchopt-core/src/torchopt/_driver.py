@@ -14,9 +14,10 @@ import optree
 import torch
 
 from torchopt._chain import Chain, expand_state, merge_state, prepare, select_state
-from torchopt._context import Context, Evaluate, flatten_like, is_transforming
+from torchopt._context import Context, Evaluate, is_transforming
 from torchopt._rule import Rule
 from torchopt._state import Field, Kind
+from torchopt._structure import flatten_like, unflatten_like
 from torchopt._types import Leaves
 from torchopt._updates import FactoredUpdates
 
@@ -169,6 +170,7 @@ def open_step(
         pairs = zip(leaves, params, strict=True)
         leaves = [torch.zeros_like(p) if g is None and p is not None else g for g, p in pairs]
     chosen: list[Any] = list(leaves)
+    every = params
     if [x for x in leaves if x is None]:
         active = [i for i, x in enumerate(leaves) if x is not None]
         chosen = [leaves[i] for i in active]
@@ -180,7 +182,7 @@ def open_step(
         params=None if params is None else list(params),
         tree=tree,
         value=extras.value,
-        value_and_grad=_of_active(extras.value_and_grad, active, tree),
+        value_and_grad=_of_active(extras.value_and_grad, active, every),
         lr=extras.lr,
     )
     if True in [x.is_complex() for x in chosen]:
@@ -196,11 +198,12 @@ def open_step(
     return Step(chain, leaves, state, selected, context.planned(plan), learned)
 
 
-def _of_active(evaluate: Evaluate | None, active: list[int] | None, tree: Any) -> Evaluate | None:
+def _of_active(
+    evaluate: Evaluate | None, active: list[int] | None, every: Sequence[Any] | None
+) -> Evaluate | None:
     """Return the function for the leaves that have an update, given that for all leaves."""
     if evaluate is None or active is None:
         return evaluate
-    every = None if tree is None else optree.tree_leaves(tree, none_is_leaf=True)
 
     def evaluate_active(moved: Leaves) -> tuple[torch.Tensor, Leaves]:
         if every is None:
@@ -277,7 +280,7 @@ def tree_state(chain: Chain, new: Any, flat: Any, tree: Any, spec: optree.PyTree
     def unflatten(field: Field, found: Any, before: Any, old: Any) -> Any:
         if field.is_shared:
             return found
-        return old if found is before else optree.tree_unflatten(spec, found)
+        return old if found is before else unflatten_like(spec, found, old)
 
     return chain.map_state(unflatten, new, flat, tree)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 import optree
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ModuleState", "extract_state_dict", "recover_state_dict"]
 
-By = Literal["reference", "ref", "copy", "clone", "deepcopy"]
+By = Literal["reference", "ref", "copy", "clone", "deepcopy", "deepclone"]
 
 
 class ModuleState(NamedTuple):
@@ -49,11 +49,12 @@ def carrier(by: By, device: Device | None) -> Callable[[torch.Tensor], torch.Ten
         carry = _refer
     elif by in ("copy", "clone"):
         carry = _copy
-    elif by == "deepcopy":
+    elif by in ("deepcopy", "deepclone"):
         carry = _detached_copy
     else:
         raise ValueError(
-            f"`by` must be 'reference' (or 'ref'), 'copy' (or 'clone') or 'deepcopy', got {by!r}"
+            "`by` must be 'reference' (or 'ref'), 'copy' (or 'clone') or 'deepcopy' (or "
+            f"'deepclone'), got {by!r}"
         )
     return functools.cache(functools.partial(carry, device=device))
 
@@ -162,8 +163,8 @@ def extract_state_dict(
         by: How the tensors are taken. ``"reference"`` (or ``"ref"``) takes the tensors
             themselves, so that recovering gives the optimizer's leaves back and gradients
             accumulate there over tasks; ``"copy"`` (or ``"clone"``) takes clones that stay
-            connected in the graph; ``"deepcopy"`` takes detached clones, parameters and
-            ``requires_grad`` kept as they are. Tied tensors stay tied.
+            connected in the graph; ``"deepcopy"`` (or ``"deepclone"``) takes detached clones,
+            parameters and ``requires_grad`` kept as they are. Tied tensors stay tied.
         device: Where the state is to live; ``None`` leaves every tensor where it is. A tensor
             that moves is a copy, in the graph unless ``by="deepcopy"``.
         with_buffers: Whether buffers belong to the state.
@@ -227,7 +228,7 @@ def carry_tree(carry: Callable[[torch.Tensor], torch.Tensor], tree: OptState) ->
 
 
 def recover_state_dict(
-    target: nn.Module | MetaOptimizer, state: ModuleState | tuple[OptState, ...]
+    target: nn.Module | MetaOptimizer, state: ModuleState | Sequence[OptState]
 ) -> None:
     """Put a state from :func:`extract_state_dict` back into the module or meta-optimizer.
 
@@ -237,7 +238,7 @@ def recover_state_dict(
 
     Args:
         target: What the state was extracted from, or a module of the same structure.
-        state: The state.
+        state: The state; that of a meta-optimizer may be any sequence.
 
     Raises:
         TypeError: ``target`` is neither a module nor a meta-optimizer, or ``state`` is not the
@@ -256,10 +257,10 @@ def recover_state_dict(
         tensor([0.])
     """
     if isinstance(target, MetaOptimizer):
-        if isinstance(state, ModuleState) or not isinstance(state, tuple):
+        if isinstance(state, (ModuleState, str)) or not isinstance(state, Sequence):
             raise TypeError(
-                "`state` must be the tuple that extract_state_dict returns for a "
-                f"{type(target).__name__}, got {type(state).__name__}"
+                "`state` must be the tuple (or another sequence) that extract_state_dict returns "
+                f"for a {type(target).__name__}, got {type(state).__name__}"
             )
         target.load_state_dict(state)
         return

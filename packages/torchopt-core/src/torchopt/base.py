@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -12,7 +13,7 @@ import optree
 import torch
 
 from torchopt._chain import Chain, Identity, select_state
-from torchopt._context import Context, Evaluate, flatten_like
+from torchopt._context import Context, Evaluate
 from torchopt._driver import (
     Extras,
     as_chain,
@@ -27,6 +28,7 @@ from torchopt._driver import (
 )
 from torchopt._rule import Rule
 from torchopt._state import EmptyState, Field, Kind, UninitializedState
+from torchopt._structure import flatten_like
 from torchopt._types import Leaves, OptState, Params, Scalar, Updates, ValueAndGrad
 from torchopt._updates import FactoredUpdates
 
@@ -78,7 +80,9 @@ class GradientTransformation(_Pair):
         init: ``init(params) -> state``, for a tree of parameters.
         update: ``update(updates, state, *, params=None, inplace=True) -> (updates, state)``.
             ``updates`` is a tree of gradients shaped like the parameters, in which ``None`` means
-            "no gradient here": that leaf and its state pass through. With ``inplace=True`` the
+            "no gradient here": that leaf and its state pass through. Kinds of sequences and of
+            dicts may differ: the tuple of `torch.autograd.grad` goes with a list of parameters,
+            and updates come back as such a tuple. With ``inplace=True`` the
             memory of the state is reused and no graph is recorded; gradients are never written
             to. With ``inplace=False``, and wherever a graph is being recorded through the updates,
             the state or the hyperparameters, or a ``torch.func`` transform is running, nothing is
@@ -162,9 +166,26 @@ class RuleTransformation(GradientTransformation):
 def check_transformation(value: Any, name: str) -> None:
     """Raise unless ``value`` is a pair of functions ``init`` and ``update``."""
     if not isinstance(value, tuple) or not hasattr(value, "init") or not hasattr(value, "update"):
-        raise TypeError(
-            f"{name} must be a GradientTransformation, got {value!r}: did you mean to call it?"
-        )
+        raise TypeError(f"{name} must be a GradientTransformation, got {_mistaken(value)}")
+
+
+def _mistaken(value: Any) -> str:
+    """Return what something is that is no transformation, and what to give instead."""
+    if callable(value) and not isinstance(value, type) and hasattr(value, "__name__"):
+        return f"the function {value.__name__}: did you mean to call it?"
+    kind = value if isinstance(value, type) else type(value)
+    is_optimizer = issubclass(kind, torch.optim.Optimizer)
+    is_of_torch = is_optimizer and kind.__module__.startswith("torch.optim")
+    name = f"torch.optim.{kind.__name__}" if is_of_torch else kind.__name__
+    if value is not kind and hasattr(value, "impl"):
+        return f"an instance of {name}: pass its `impl`"
+    what = f"the class {name}" if value is kind else f"an instance of {name}"
+    if is_optimizer or hasattr(kind, "_functional"):
+        functional = kind.__name__.removeprefix("Meta").lower()
+        if functional in getattr(sys.modules.get("torchopt.alias"), "__all__", ()):
+            return f"{what}: pass its functional form, `torchopt.{functional}(...)`"
+        return f"{what}: pass a functional optimizer, such as `torchopt.adam(...)`"
+    return f"{what}: did you mean to call it?" if value is kind else what
 
 
 def _init(rule: Rule, params: Params) -> OptState:

@@ -19,6 +19,8 @@ import optree
 import torch
 from optree import *  # noqa: F403
 
+from torchopt._structure import aligned
+
 if TYPE_CHECKING:
     from torchopt.typing import OptionalTensorTree, Scalar
 
@@ -271,8 +273,8 @@ def _flatten_like(name: str, spec: optree.PyTreeSpec, tree: Any) -> list[Any]:
     leaves, own_spec = optree.tree_flatten(tree, none_is_leaf=True)
     if own_spec == spec:
         return leaves
-    try:  # kinds of dictionaries mix
-        leaves = spec.flatten_up_to(tree)
+    try:
+        leaves = aligned(spec, tree)
     except (TypeError, ValueError):
         leaves = [()]
     if not optree.all_leaves(leaves, none_is_leaf=True):

@@ -7,7 +7,8 @@ from typing import Any
 import optree
 import torch
 
-from torchopt._context import Context, flatten_like, is_transforming
+from torchopt._context import Context, is_transforming
+from torchopt._structure import flatten_like, unflatten_like
 from torchopt._types import Params, Updates
 from torchopt._updates import FactoredUpdates
 
@@ -19,12 +20,13 @@ def apply_updates(params: Params, updates: Updates, *, inplace: bool = True) -> 
 
     Args:
         params: A tree of tensors.
-        updates: A tree of the same structure and shapes; ``None`` leaves the parameter as it is.
+        updates: A tree of the same structure and shapes, where kinds of sequences and of dicts may
+            differ; ``None`` leaves the parameter as it is.
         inplace: Whether to overwrite the parameters, outside of any graph. Otherwise the sum is a
             new tree, differentiable in both; so it is under ``torch.func`` transforms, too.
 
     Returns:
-        The updated parameters: the same tensors if ``inplace``.
+        The updated parameters, in a tree like theirs: the same tensors if ``inplace``.
 
     Raises:
         ValueError: If structures or shapes differ; nothing is changed then.
@@ -61,7 +63,7 @@ def apply_updates(params: Params, updates: Updates, *, inplace: bool = True) -> 
         return params
     for i, x in zip(active, new, strict=True):
         every[i] = x
-    return optree.tree_unflatten(spec, every)
+    return unflatten_like(spec, every, params)
 
 
 def _are_plain(param: Any, update: Any) -> bool:

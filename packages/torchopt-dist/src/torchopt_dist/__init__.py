@@ -4,8 +4,10 @@ Two doors lead to torch's own engines. :func:`map_tasks` spreads the tasks of a 
 ranks of a :func:`process_group`: every rank differentiates its share, and one collective adds up;
 :func:`save_checkpoint` and :func:`load_checkpoint` let training go on with another number of ranks.
 Calls on named workers (:func:`auto_init_rpc`, :func:`parallelize`, :mod:`~torchopt_dist.autograd`)
-suit workers that do different things.
+suit workers that do different things; :mod:`rpc` is torch's own, for all else that it does.
 """
+
+from torch.distributed import rpc
 
 from torchopt import module_clone
 from torchopt_dist import api, autograd, world
@@ -94,6 +96,7 @@ __all__ = [
     "rank_zero_only",
     "remote_async_call",
     "remote_sync_call",
+    "rpc",
     "save_checkpoint",
     "sum_reducer",
     "world",

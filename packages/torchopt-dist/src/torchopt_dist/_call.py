@@ -8,7 +8,7 @@ import pickle
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
@@ -97,13 +97,13 @@ def _pickled(error: Exception) -> bytes | None:
         return None
 
 
-def _opened(call: Call, answer: Future[Parcel]) -> Any:
+def _opened(rank: int, answer: Future[Parcel]) -> Any:
     """Return the result of a call; raise what it raised, or why there is none."""
-    name = worker_names()[call.worker]
+    name = worker_names()[rank]
     try:
         result = unpack(answer.value())
     except RuntimeError as error:
-        raise _unanswered(call.worker, name, error) from _reason(call.worker, name, error)
+        raise _unanswered(rank, name, error) from _reason(rank, name, error)
     if not isinstance(result, _Failure):
         return result
     remote = RemoteError(result.traceback, result.rank, result.worker)
@@ -132,10 +132,11 @@ def _reason(rank: int, name: str, error: RuntimeError) -> RuntimeError:
 class _Gathering:
     """Collects the answers to several calls, and ends with the first that is an error."""
 
-    def __init__(self, calls: Sequence[Call], reducer: Reducer | None) -> None:
+    def __init__(self, ranks: list[int], sizes: list[int], reducer: Reducer | None) -> None:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         self.future: Future[Any] = Future(devices=[torch.device("cuda", i) for i in range(count)])
-        self._calls = calls
+        self._ranks = ranks
+        self._sizes = sizes
         self._reducer = reducer
         self._grad_enabled = torch.is_grad_enabled()
         self._results: dict[int, Any] = {}
@@ -145,24 +146,24 @@ class _Gathering:
     def receive(self, place: int, answer: Future[Parcel]) -> None:
         """Take the answer to one call; this runs in a thread of RPC's."""
         try:
-            result = _opened(self._calls[place], answer)
+            result = _opened(self._ranks[place], answer)
             with self._lock:
                 self._results[place] = result
-                if self._over or len(self._results) < len(self._calls):
+                if self._over or len(self._results) < len(self._ranks):
                     return
                 self._over = True
             value = self._reduced()
         except Exception as error:
             with self._lock:
-                late, self._over = self._over and len(self._results) < len(self._calls), True
+                late, self._over = self._over and len(self._results) < len(self._ranks), True
             if not late:
                 self.future.set_exception(error)
         else:
             self.future.set_result(value)
 
     def _reduced(self) -> Any:
-        in_order = (self._results[place] for place in range(len(self._calls)))
-        results = Results(in_order, (call.size for call in self._calls))
+        in_order = (self._results[place] for place in range(len(self._ranks)))
+        results = Results(in_order, self._sizes)
         if self._reducer is None:
             return list(results)
         with torch.set_grad_enabled(self._grad_enabled):
@@ -183,7 +184,8 @@ def remote_async_call(
     Arguments and results are any values that pickle. Within a
     :class:`~torchopt.distributed.autograd.context`, gradients flow through the tensors in them,
     those of modules and parameters included: a worker then finds plain tensors in the module's
-    parameters, connected to the caller's.
+    parameters, connected to the caller's. Remote references (`rpc.RRef`) travel as references, to
+    what stays where it is.
 
     Args:
         func: The function, at the top level of a module that every worker has.
@@ -223,7 +225,7 @@ def remote_async_call(
         partitioner = batch_partitioner
     args, kwargs = args or (), kwargs or {}
     if isinstance(partitioner, (int, str)):
-        calls = [Call(get_worker_id(partitioner), args, kwargs)]
+        calls = [Call(partitioner, args, kwargs)]
     else:
         calls = [Call(*call) for call in partitioner(*args, **kwargs)]
         if not calls:
@@ -231,11 +233,11 @@ def remote_async_call(
     sent = _Undecorated(func.__module__, func.__qualname__) if _is_parallel(func) else func
     grad_enabled = torch.is_grad_enabled()
     # all before the first is sent: what does not pickle must have no effect
-    parcels = [pack((sent, call.args, call.kwargs, grad_enabled)) for call in calls]
-    gathering = _Gathering(calls, reducer)
-    for place, (call, parcel) in enumerate(zip(calls, parcels, strict=True)):
-        to = names[get_worker_id(call.worker)]
-        answer = rpc.rpc_async(to, _execute, args=(parcel, timeout), timeout=timeout)
+    ranks = [get_worker_id(call.worker) for call in calls]
+    parcels = [pack((sent, call.args or (), call.kwargs or {}, grad_enabled)) for call in calls]
+    gathering = _Gathering(ranks, [call.size for call in calls], reducer)
+    for place, (rank, parcel) in enumerate(zip(ranks, parcels, strict=True)):
+        answer = rpc.rpc_async(names[rank], _execute, args=(parcel, timeout), timeout=timeout)
         answer.add_done_callback(functools.partial(gathering.receive, place))
     return gathering.future
 

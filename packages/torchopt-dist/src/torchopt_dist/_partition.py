@@ -24,10 +24,11 @@ __all__ = [
 class Call(NamedTuple):
     """The share of one worker."""
 
-    # the rank of the worker
-    worker: int
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    # its rank or its name
+    worker: int | str
+    # None is no arguments
+    args: tuple[Any, ...] | None
+    kwargs: dict[str, Any] | None
     # how many samples it holds: what a mean weighs its result by
     size: int = 1
 

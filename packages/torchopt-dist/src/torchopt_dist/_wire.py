@@ -19,28 +19,41 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.distributed import rpc
 
 __all__ = ["Parcel", "pack", "unpack"]
 
 
 class Parcel(NamedTuple):
-    """A value, apart from its tensors, and its tensors."""
+    """A value, apart from its tensors and remote references, and these."""
 
     pickled: bytes
     tensors: list[torch.Tensor]
+    # torch counts the references that its wire has carried, so they are left to it
+    references: list[Any]
+
+
+#: The classes of remote references: to what a worker owns itself, and to what another one does.
+REFERENCES: tuple[type, ...] = ()
+if rpc.is_available():
+    from torch._C._distributed_rpc import PyRRef
+
+    REFERENCES = (rpc.RRef, PyRRef)
 
 
 class _Packer(pickle.Pickler):
-    """Puts tensors aside: the same one once, for the pickle refers to it from then on."""
+    """Puts tensors and references aside: one once, for the pickle refers to it from then on."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
         self.tensors: list[torch.Tensor] = []
+        self.references: list[Any] = []
         self.dispatch_table: ChainMap[type, Callable[[Any], Any]] = ChainMap(
             {
                 torch.Tensor: self._put_aside,
                 nn.Parameter: self._put_aside,
                 OrderedDict: _reduce_ordered_dict,
+                **dict.fromkeys(REFERENCES, self._put_reference_aside),
             },
             copyreg.dispatch_table,
         )
@@ -51,6 +64,10 @@ class _Packer(pickle.Pickler):
         self.tensors.append(tensor.view_as(tensor) if is_parameter else tensor)
         flags = (is_parameter, tensor.requires_grad, tensor.is_leaf)
         return _put_back, (len(self.tensors) - 1, *flags)
+
+    def _put_reference_aside(self, reference: Any) -> tuple[Callable[..., Any], tuple[int]]:
+        self.references.append(reference)
+        return _put_reference_back, (len(self.references) - 1,)
 
 
 def _reduce_ordered_dict(value: OrderedDict[Any, Any]) -> str | tuple[Any, ...]:
@@ -63,16 +80,24 @@ def _put_back(place: int, is_parameter: bool, requires_grad: bool, is_leaf: bool
     raise pickle.UnpicklingError("a parcel's pickle needs the parcel's tensors")
 
 
+def _put_reference_back(place: int) -> Any:
+    """Name the method that has the references."""
+    raise pickle.UnpicklingError("a parcel's pickle needs the parcel's references")
+
+
 class _Unpacker(pickle.Unpickler):
-    """Puts the tensors back."""
+    """Puts the tensors and references back."""
 
     def __init__(self, parcel: Parcel) -> None:
         super().__init__(io.BytesIO(parcel.pickled))
         self._tensors = parcel.tensors
+        self._references = parcel.references
 
     def find_class(self, module: str, name: str) -> Any:
         if module == __name__ and name == _put_back.__name__:
             return self._put_back
+        if module == __name__ and name == _put_reference_back.__name__:
+            return self._references.__getitem__
         return super().find_class(module, name)
 
     def _put_back(
@@ -101,7 +126,7 @@ def pack(value: object) -> Parcel:
             f"a value cannot be sent to another worker: {error}. Functions and classes travel by "
             f"their names, so they must be at the top level of a module that every worker has"
         ) from error
-    return Parcel(file.getvalue(), packer.tensors)
+    return Parcel(file.getvalue(), packer.tensors, packer.references)
 
 
 def unpack(parcel: Parcel) -> Any:

@@ -16,8 +16,8 @@ from torchopt_implicit.linear_solve import LinearSolver
 __all__ = ["ImplicitSolver"]
 
 REMEDY = (
-    "The derivative is inexact. Raise `maxiter`, loosen `rtol`, add a `ridge`, or choose another "
-    "solver for `solve`"
+    "The derivative is inexact. Raise `maxiter`, loosen `rtol`, add a `ridge`, choose another "
+    "solver for `solve`, or say `truncate=True` if so few iterations are meant"
 )
 NOT_FINITE = (
     "The right-hand side was not finite to begin with: look at the derivative of what was computed "
@@ -95,7 +95,7 @@ class ImplicitSolver:
 
     def _report(self, info: Info, b: torch.Tensor) -> None:
         throw = isinstance(self.solve, LinearSolver) and self.solve.throw
-        if info.all_converged or (self.has_warned and not throw):
+        if not info.worst.is_failure or (self.has_warned and not throw):
             return
         self.has_warned = True
         is_given = info.worst is Status.NOT_FINITE and not bool(torch.isfinite(b).all())

@@ -21,21 +21,30 @@ class Status(enum.IntEnum):
     """
 
     CONVERGED = 0
-    ITERATION_LIMIT = 1
-    STAGNATED = 2
-    BREAKDOWN = 3
-    NOT_FINITE = 4
-    INFEASIBLE = 5
-    UNBOUNDED = 6
+    TRUNCATED = 1
+    ITERATION_LIMIT = 2
+    STAGNATED = 3
+    BREAKDOWN = 4
+    NOT_FINITE = 5
+    INFEASIBLE = 6
+    UNBOUNDED = 7
 
     @property
     def message(self) -> str:
         """The status as a sentence without its full stop."""
         return _MESSAGES[self]
 
+    @property
+    def is_failure(self) -> bool:
+        """Whether the solve ended otherwise than it was asked to."""
+        return self > Status.TRUNCATED
+
 
 _MESSAGES = {
     Status.CONVERGED: "the residual is within the tolerance",
+    Status.TRUNCATED: (
+        "`maxiter` iterations were done, as was asked, and the residual is not within the tolerance"
+    ),
     Status.ITERATION_LIMIT: "the residual is not within the tolerance after `maxiter` iterations",
     Status.STAGNATED: "the residual no longer decreases, and is not within the tolerance",
     Status.BREAKDOWN: (
@@ -85,11 +94,14 @@ class Info(NamedTuple):
 
     @property
     def all_converged(self) -> bool:
-        """Whether every solve of the batch converged."""
+        """Whether every solve of the batch converged. One that was truncated did not."""
         return self.worst is Status.CONVERGED
 
     def describe(self) -> str:
-        """Return a sentence on the worst solve, with how many failed where there are many."""
+        """Return a sentence on the worst solve, with how many failed where there are many.
+
+        Where none failed, it says how many were truncated.
+        """
         norm, count = self.residual_norm, self.iterations
         which = ""
         if isinstance(self.status, torch.Tensor) and self.status.numel() > 0:
@@ -98,7 +110,8 @@ class Info(NamedTuple):
             norm = torch.as_tensor(norm).expand(self.status.shape).reshape(-1)[i]
             count = torch.as_tensor(count).expand(self.status.shape).reshape(-1)[i]
             if codes.numel() > 1:
-                which = f" in {int((codes != 0).sum())} of {codes.numel()} problems"
+                alike = codes >= min(self.worst, Status.ITERATION_LIMIT)
+                which = f" in {int(alike.sum())} of {codes.numel()} problems"
         return (
             f"{self.worst.name}{which}: {self.worst.message} "
             f"(residual norm {float(norm):.3g} after {int(count)} iterations)"
@@ -109,7 +122,7 @@ def report(info: Info, what: str, *, throw: bool, remedy: str = "") -> None:
     """Warn about a solve that failed, or raise.
 
     Args:
-        info: How it ended; nothing happens where all converged.
+        info: How it ended; nothing happens where none failed.
         what: The name of the solve, for the message.
         throw: Whether to raise rather than to warn.
         remedy: What to do about it, as a sentence.
@@ -117,7 +130,7 @@ def report(info: Info, what: str, *, throw: bool, remedy: str = "") -> None:
     Raises:
         FailedSolveError: If ``throw`` and the solve failed.
     """
-    if info.all_converged:
+    if not info.worst.is_failure:
         return
     message = f"{what} failed, {info.describe()}. {remedy}".rstrip()
     if throw:

@@ -34,9 +34,10 @@ def gradient_graph(
 
     Args:
         var: A tensor, or a tree of tensors.
-        params: Names of tensors: a dict from names to tensors, a module, a state of
-            :func:`torchopt.extract_state_dict` with ``enable_visual=True``, pairs of a name and a
-            tensor, or a sequence of these. States of one module are inner steps, in their order.
+        params: Names of tensors: a dict from names to tensors or from tensors to names, a module,
+            a state of :func:`torchopt.extract_state_dict` with ``enable_visual=True``, pairs of a
+            name and a tensor, or a sequence of these. States of one module are inner steps, in
+            their order. Several tensors may have one name; a ``visual_prefix`` tells states apart.
         recording: What :func:`record` has seen of the computation. Default: nothing.
 
     Returns:
@@ -44,7 +45,7 @@ def gradient_graph(
 
     Raises:
         TypeError: If an argument is of another type.
-        ValueError: If a tensor of ``var`` has no graph, or a name stands for two tensors.
+        ValueError: If a tensor of ``var`` has no graph, or a state has no names.
 
     Example:
         >>> import torch, torchopt
@@ -296,8 +297,9 @@ class _Collector:
         )
 
     def _unreached(self) -> tuple[str, ...]:
-        return tuple(
+        lost = [
             name
-            for name, x in self.names.wanted.items()
+            for name, x in self.names.wanted
             if not x.requires_grad or slot_of(get_gradient_edge(x)) not in self.used
-        )
+        ]
+        return tuple(dict.fromkeys(lost))

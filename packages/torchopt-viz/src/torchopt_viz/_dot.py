@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from html import escape as html
 from typing import Literal
@@ -13,7 +14,7 @@ from torchopt.typing import TensorTree
 from torchopt_viz._collect import collect
 from torchopt_viz._graph import Graph, Node
 from torchopt_viz._labels import LISTED, bytes_text, label_of, label_of_several, tooltip_of
-from torchopt_viz._names import Params, read_names
+from torchopt_viz._names import Names, Params, read_names
 from torchopt_viz._picture import Picture
 from torchopt_viz._recording import Recording
 from torchopt_viz._view import Box, View, view
@@ -58,9 +59,10 @@ def make_dot(
 
     Args:
         var: A tensor, or a tree of tensors.
-        params: Names of tensors: a dict from names to tensors, a module, a state of
-            :func:`torchopt.extract_state_dict` with ``enable_visual=True``, pairs of a name and a
-            tensor, or a sequence of these. States of one module are inner steps, in their order.
+        params: Names of tensors: a dict from names to tensors or from tensors to names, a module,
+            a state of :func:`torchopt.extract_state_dict` with ``enable_visual=True``, pairs of a
+            name and a tensor, or a sequence of these. States of one module are inner steps, in
+            their order. Several tensors may have one name; a ``visual_prefix`` tells states apart.
         show_attrs: Whether to list what functions keep apart from tensors.
         show_saved: Whether to show the tensors that functions keep for the backward pass.
         max_attr_chars: Attributes are cut to this length.
@@ -79,8 +81,9 @@ def make_dot(
 
     Raises:
         TypeError: If an argument is of another type.
-        ValueError: If a tensor of ``var`` has no graph, a name stands for two tensors, what to
-            highlight does not reach the output, or a number or choice is out of range.
+        ValueError: If a tensor of ``var`` has no graph, a state has no names, what to highlight
+            does not reach the output or is one of several of that name, or a number or choice is
+            out of range.
 
     Example:
         >>> import torch
@@ -95,7 +98,7 @@ def make_dot(
     names = read_names(params)
     name: str | None
     if isinstance(highlight, Tensor):
-        name = names.of.setdefault(highlight, "highlighted").split(", ")[0]
+        name = _own_name(names, highlight)
     elif highlight is None or isinstance(highlight, str):
         name = highlight
     else:
@@ -106,13 +109,24 @@ def make_dot(
     return _Drawing(graph, shown, path, show_saved, max_attr_chars if show_attrs else None).dot()
 
 
+def _own_name(names: Names, tensor: Tensor) -> str:
+    """Return a name that the tensor alone has; give it one if need be."""
+    shared = Counter(name for own in names.of.values() for name in own.split(", "))
+    own = names.of.get(tensor)
+    for name in own.split(", ") if own else ():
+        if shared[name] == 1:
+            return name
+    names.of[tensor] = f"{own}, highlighted" if own else "highlighted"
+    return "highlighted"
+
+
 def _path(graph: Graph, name: str, is_given: bool) -> tuple[int, ...]:
     """Return the path from a tensor; it was given by name, or the name was looked up."""
     what = repr(name) if is_given else "the tensor"
     try:
         path = graph.path(name)
     except KeyError as error:
-        if is_given and name not in graph.unreached:
+        if is_given:
             raise ValueError(f"`highlight`: {error.args[0]}") from None
         path = ()
     if not path:

@@ -136,11 +136,20 @@ class Graph(NamedTuple):
             name: One of the tensor's names.
 
         Raises:
-            KeyError: If no node has it.
+            KeyError: If no node has it, or several have.
         """
-        for node in self.nodes:
-            if node.name is not None and name in node.name.split(", "):
-                return node.key
+        found = [
+            node.key
+            for node in self.nodes
+            if node.name is not None and name in node.name.split(", ")
+        ]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise KeyError(
+                f"{name!r} is the name of {len(found)} tensors; give each a name of its own, as "
+                "`visual_prefix` does for the states of a module"
+            )
         known = [node.name for node in self.nodes if node.name is not None]
         if name in self.unreached:
             raise KeyError(f"{name!r} does not reach the output; in the graph are {known}")
@@ -156,7 +165,7 @@ class Graph(NamedTuple):
             The keys, the start and the outputs among them; none if no output is reached.
 
         Raises:
-            KeyError: If no node has this name or key.
+            KeyError: If no node has this name or key, or several have the name.
         """
         key = self.find(start) if isinstance(start, str) else start
         if not 0 <= key < len(self.nodes):

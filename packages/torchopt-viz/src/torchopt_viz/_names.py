@@ -11,20 +11,20 @@ from torchopt.utils import ModuleState
 
 __all__ = ["Names", "Params", "read_names"]
 
-Pairs: TypeAlias = "Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]"
+Pairs: TypeAlias = "Mapping[str, Tensor] | Mapping[Tensor, str] | Iterable[tuple[str, Tensor]]"
 One: TypeAlias = "nn.Module | ModuleState | Pairs"
 Params: TypeAlias = "One | Iterable[One] | None"
 
 
 class Names(NamedTuple):
-    """What tensors are called."""
+    """What tensors are called. Several may have one name, as in states without a prefix."""
 
     # each tensor's name; several are joined by ", "
     of: dict[Tensor, str]
     # each tensor's name without the prefix of its state: "layers.0.weight"
     local: dict[Tensor, str]
-    # the names of which one wants to know whether they reach the output, with their tensors
-    wanted: dict[str, Tensor]
+    # the tensors of which one wants to know whether they reach the output, each name apart
+    wanted: list[tuple[str, Tensor]]
     # of each inner step, the parameters that it ends with
     steps: list[list[Tensor]]
 
@@ -32,9 +32,9 @@ class Names(NamedTuple):
 class _Element(NamedTuple):
     """One dict or one state."""
 
-    tensors: dict[str, Tensor]
-    # names of buffers, which need not reach anything
-    buffers: set[str]
+    pairs: list[tuple[str, Tensor]]
+    # the ids of buffers, which need not reach anything
+    buffers: set[int]
     is_state: bool
 
 
@@ -43,46 +43,29 @@ def read_names(params: Params) -> Names:
 
     Raises:
         TypeError: If it is none of the accepted kinds.
-        ValueError: If a name stands for two tensors, or a state has no names.
+        ValueError: If a state has no names.
     """
     elements = list(_elements(params))
-    found: dict[str, Tensor] = {}
-    for element in elements:
-        for name, tensor in element.tensors.items():
-            _put(found, name, tensor)
+    found = list(dict.fromkeys(pair for element in elements for pair in element.pairs))
     of: dict[Tensor, list[str]] = {}
-    for name, tensor in found.items():
+    for name, tensor in found:
         of.setdefault(tensor, []).append(name)
     local: dict[Tensor, str] = {}
     steps = []
     for element in elements:
         prefix = _prefix(element, elements)
         cut = len(prefix) + 1 if prefix else 0
-        for name, tensor in element.tensors.items():
+        for name, tensor in element.pairs:
             local.setdefault(tensor, name[cut:])
         if prefix is not None and _is_computed(element):
-            steps.append([x for x in element.tensors.values() if x.grad_fn is not None])
-    hidden = {
-        name
-        for element in elements
-        for name in element.buffers
-        if not element.tensors[name].requires_grad
-    }
+            steps.append([x for _, x in element.pairs if x.grad_fn is not None])
+    buffers = {number for element in elements for number in element.buffers}
     return Names(
         of={tensor: ", ".join(names) for tensor, names in of.items()},
         local=local,
-        wanted={name: tensor for name, tensor in found.items() if name not in hidden},
+        wanted=[(name, x) for name, x in found if x.requires_grad or id(x) not in buffers],
         steps=steps,
     )
-
-
-def _put(found: dict[str, Tensor], name: str, tensor: Tensor) -> None:
-    other = found.setdefault(name, tensor)
-    if other is not tensor:
-        raise ValueError(
-            f"`params` uses the name {name!r} for two tensors, of shapes {tuple(other.shape)} and "
-            f"{tuple(tensor.shape)}; give each state of a module a `visual_prefix` of its own"
-        )
 
 
 def _elements(params: Any) -> Iterator[_Element]:
@@ -97,20 +80,18 @@ def _elements(params: Any) -> Iterator[_Element]:
                 "extract_state_dict(..., enable_visual=True, visual_prefix=...)"
             )
         buffers = {id(x) for tensors in params.buffers for x in tensors.values()}
-        named: dict[str, Tensor] = {}
-        for tensor, name in params.visual_contents.items():
-            _put(named, name, tensor)
-        yield _Element(named, {n for n, x in named.items() if id(x) in buffers}, True)
+        yield _Element([(name, x) for x, name in params.visual_contents.items()], buffers, True)
     elif isinstance(params, Mapping):
-        for name, tensor in params.items():
+        items = [(v, k) if isinstance(k, Tensor) else (k, v) for k, v in params.items()]
+        for name, tensor in items:
             _check_pair(name, tensor)
-        yield _Element(dict(params), set(), False)
+        yield _Element(items, set(), False)
     elif isinstance(params, Iterable) and not isinstance(params, (str, bytes, Tensor)):
-        pairs: dict[str, Tensor] = {}
+        pairs: list[tuple[str, Tensor]] = []
         for item in params:
             if _is_pair(item):
                 _check_pair(*item)
-                _put(pairs, *item)
+                pairs.append(item)
             else:
                 yield from _elements(item)
         if pairs:
@@ -144,23 +125,24 @@ def _prefix(element: _Element, elements: Sequence[_Element]) -> str | None:
     The states of one module have the same names after their prefixes.
     """
     for other in elements:
-        if other is element or len(other.tensors) != len(element.tensors):
+        if other is element or len(other.pairs) != len(element.pairs):
             continue
         if element.is_state or _is_computed(element) or _is_computed(other):
             prefixes = {
                 _before_common_end(mine.split("."), theirs.split("."))
-                for mine, theirs in zip(element.tensors, other.tensors, strict=True)
+                for (mine, _), (theirs, _) in zip(element.pairs, other.pairs, strict=True)
             }
             if len(prefixes) == 1 and None not in prefixes:
                 return prefixes.pop()
     if not element.is_state:
         return None
-    first, last = min(element.tensors, default=""), max(element.tensors, default="")
+    names = [name for name, _ in element.pairs]
+    first, last = min(names, default=""), max(names, default="")
     return first.rpartition(".")[0] if first == last else _common_start(first, last)
 
 
 def _is_computed(element: _Element) -> bool:
-    return any(tensor.grad_fn is not None for tensor in element.tensors.values())
+    return any(tensor.grad_fn is not None for _, tensor in element.pairs)
 
 
 def _before_common_end(mine: list[str], theirs: list[str]) -> str | None:

@@ -140,9 +140,9 @@ class MetaOptimizer:
         Raises:
             ValueError: If it belongs to another optimizer or to other modules.
         """
-        if not isinstance(state_dict, (tuple, list)) or len(state_dict) != len(self._groups):
+        if not isinstance(state_dict, Sequence) or len(state_dict) != len(self._groups):
             raise ValueError(
-                f"the state must be a tuple with one entry for each of {len(self._groups)} "
+                f"the state must be a sequence with one entry for each of {len(self._groups)} "
                 f"modules, got {type(state_dict).__name__}"
             )
         for group, state in zip(self._groups, state_dict, strict=True):
@@ -177,7 +177,7 @@ class DerivedMetaOptimizer(MetaOptimizer):
             cls.__signature__ = derived_signature(
                 functional, "module", positional, moment_requires_grad=moment_requires_grad
             )
-            cls._bind = Binder(cls.__signature__)
+            cls._bind = Binder(cls.__signature__, cls.__name__)
             cls.__doc__ = derived_docstring(
                 cls.__doc__,
                 functional.__doc__,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar, overload
@@ -47,6 +48,10 @@ class Optimizer(torch.optim.Optimizer):
     dicts of `torch.optim` go both ways. A step that fails leaves parameters and state as they were;
     ``.grad`` is never written to.
 
+    Parameters may be results of other tensors, as a differentiable step leaves them in a module.
+    Their values are overwritten, with no trace in the graph that they came by. To them `backward`
+    gives a gradient only after ``retain_grad()``; a step warns of those that it could not move.
+
     Args:
         params: Parameters, named parameters, or dicts that define parameter groups. If there is one
             optimizer in ``impl``, however it is composed, a group may override its hyperparameters;
@@ -72,8 +77,11 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(self, params: ParamsT, impl: GradientTransformation) -> None:
         """Take the parameters; their state is made in the first step."""
         check_transformation(impl, "`impl`")
+        _check_iterable(params, type(self).__name__)
         self.impl = impl
         self._units: list[Unit] = []
+        # whether some parameters were no leaves when they were added
+        self._has_results = False
         values = {} if find_partition(impl) is not None else Hyperparameters(impl).values
         super().__init__(params, dict(values))
 
@@ -96,7 +104,7 @@ class Optimizer(torch.optim.Optimizer):
         before = len(self.param_groups)
         try:
             for group in split(self.impl, {**param_group, "params": list(params)}):
-                super().add_param_group(group)
+                self._add_any(group)
                 check_params(self.param_groups[-1]["params"])
             positions = list(range(before, len(self.param_groups)))
             unit = Unit(self.impl, positions)
@@ -107,7 +115,20 @@ class Optimizer(torch.optim.Optimizer):
         for group in self.param_groups[before:]:
             if unit.averages:
                 group.setdefault("train_mode", True)
+            self._has_results |= not all(p.is_leaf for p in group["params"])
         self._units.append(unit)
+
+    def _add_any(self, group: dict[str, Any]) -> None:
+        """Add a group as torch does, but for its refusal of what is no leaf."""
+        defaults = self.defaults
+        self.defaults = {**defaults, "differentiable": True}  # its one exception
+        is_set = "differentiable" in group
+        try:
+            super().add_param_group(group)
+        finally:
+            self.defaults = defaults
+        if not is_set:
+            del group["differentiable"]
 
     @staticmethod
     def profile_hook_step(func: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -172,7 +193,7 @@ class Optimizer(torch.optim.Optimizer):
         pending: list[tuple[Unit, list[torch.Tensor], Step, list[Any]]] = []
         for unit in self._units:
             params = unit.params(self.param_groups)
-            grads: list[Any] = [p.grad for p in params]
+            grads = _found_gradients(params) if self._has_results else [p.grad for p in params]
             found = [g for g in grads if g is not None]
             if True in [g.is_sparse for g in found]:
                 raise ValueError("sparse gradients are not supported: pass `sparse=False`")
@@ -283,8 +304,41 @@ class Optimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickling and copying keep."""
-        names = self.__dict__.keys() & {"impl", "_units", "_torch_options"}
+        names = self.__dict__.keys() & {"impl", "_units", "_has_results", "_torch_options"}
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in names}}
+
+
+def _check_iterable(params: Any, name: str) -> None:
+    """Raise for what is given where the parameters were forgotten; all else is up to torch."""
+    try:
+        iter(params)
+    except TypeError:
+        if isinstance(params, torch.Tensor):
+            return
+        remedy = "module.parameters()" if isinstance(params, torch.nn.Module) else "params"
+        raise TypeError(
+            "`params` must be an iterable of tensors or dicts, got "
+            f"{type(params).__name__}: call it as `{name}({remedy}, ...)`"
+        ) from None
+
+
+def _found_gradients(params: Sequence[torch.Tensor]) -> list[Any]:
+    """Return the gradients; warn of parameters that none can have reached."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch's, which names no parameter
+        grads = [p.grad for p in params]
+    pairs = enumerate(zip(params, grads, strict=True))
+    lost = [i for i, (p, g) in pairs if g is None and not (p.is_leaf or p.retains_grad)]
+    if lost:
+        warnings.warn(
+            f"`backward` leaves no gradient at parameters {lost}, which are results of other "
+            "tensors (of a differentiable step, say), so this step does not move them: call "
+            "`retain_grad()` on them before `backward`, or make them leaves by "
+            "`torchopt.stop_gradient(module)`",
+            UserWarning,
+            stacklevel=5,  # the line that calls `step`, which torch has wrapped
+        )
+    return grads
 
 
 class DerivedOptimizer(Optimizer):
@@ -321,7 +375,7 @@ class DerivedOptimizer(Optimizer):
                 drop=("moment_requires_grad",),
                 options=TORCH_OPTIONS,
             )
-            cls._bind = Binder(cls.__signature__)
+            cls._bind = Binder(cls.__signature__, cls.__name__)
             cls.__doc__ = derived_docstring(
                 cls.__doc__,
                 functional.__doc__,

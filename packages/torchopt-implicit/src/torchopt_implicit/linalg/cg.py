@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, overload
 
 from torchopt_implicit._status import Info
+from torchopt_implicit.linear_solve._options import with_truncation
 from torchopt_implicit.linear_solve.cg import CG
 
 __all__ = ["cg"]
@@ -20,6 +21,7 @@ def cg(
     atol: float = 0.0,
     maxiter: int | None = None,
     M: Any = None,
+    truncate: bool = False,
     return_info: Literal[False] = False,
 ) -> Any: ...
 @overload
@@ -32,6 +34,7 @@ def cg(
     atol: float = 0.0,
     maxiter: int | None = None,
     M: Any = None,
+    truncate: bool = False,
     return_info: Literal[True],
 ) -> tuple[Any, Info]: ...
 def cg(
@@ -43,6 +46,7 @@ def cg(
     atol: float = 0.0,
     maxiter: int | None = None,
     M: Any = None,
+    truncate: bool = False,
     return_info: bool = False,
 ) -> Any:
     """Solve ``A x = b`` for a symmetric positive definite operator.
@@ -55,6 +59,8 @@ def cg(
         atol: Or absolutely; the larger of both counts.
         maxiter: Limit on iterations; ten for each unknown by default.
         M: A preconditioner, an approximate inverse: like ``A``.
+        truncate: Whether ``maxiter`` iterations are what is wanted, so that ending there is no
+            failure; as it is where ``maxiter`` is given and both tolerances are 0.
         return_info: Whether to return what became of the solve, too, rather than warn of a failure.
 
     Returns:
@@ -75,5 +81,8 @@ def cg(
     Reference:
         Hestenes and Stiefel, Methods of conjugate gradients for solving linear systems, 1952.
     """
-    solver = CG(init=x0, rtol=rtol, atol=atol, maxiter=maxiter, M=M)
+    options = {"rtol": rtol, "atol": atol, "maxiter": maxiter}
+    if truncate:
+        options["truncate"] = truncate
+    solver = CG(init=x0, M=M, **with_truncation(options))
     return solver.solve(A, b) if return_info else solver(A, b)

@@ -48,7 +48,8 @@ def ns(
         >>> torchopt.linalg.ns(A, torch.tensor([2.0, 2.0]))
         tensor([1., 2.])
     """
-    x, info = Neumann(maxiter=maxiter, alpha=alpha, rtol=0.0).solve(A, b)
+    count = 10 if maxiter is None else maxiter
+    x, info = Neumann(maxiter=count, alpha=alpha, rtol=0.0, truncate=True).solve(A, b)
     return (x, info) if return_info else x
 
 

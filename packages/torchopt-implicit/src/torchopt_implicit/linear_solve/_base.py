@@ -34,12 +34,21 @@ class LinearSolver(abc.ABC):
     ``A`` is a function of trees, a matrix, or a :class:`~torchopt_implicit.linalg.LinearOperator`;
     ``b`` is a tree of floating point tensors. A call warns if it fails; :meth:`solve` returns what
     became of it instead. An implicit derivative hands each method its operator and the transpose.
+    By keyword, the operator is ``A`` or ``matvec``.
     """
 
     #: whether a failed solve raises :class:`~torchopt_implicit.FailedSolveError`, not warns
     throw: bool = False
 
-    def __call__(self, A: Any, b: Any) -> Any:
+    def __call__(self, A: Any = None, b: Any = None, *, matvec: Any = None) -> Any:
+        if (A is None) is (matvec is None) or b is None:
+            got = [name for name, x in (("A", A), ("matvec", matvec), ("b", b)) if x is not None]
+            raise TypeError(
+                f"{type(self).__name__} solves for `b` with one operator, `A` or `matvec`, got "
+                f"{' and '.join(f'`{name}`' for name in got) or 'neither'}: call it as "
+                "`solver(A, b)` or `solver(matvec=A, b=b)`"
+            )
+        A = matvec if A is None else A
         x, info = self.solve(A, b)
         if not isinstance(info.status, torch.Tensor) or is_readable(info.status):
             report(info, f"The linear solve by {type(self).__name__}", throw=self.throw)
@@ -145,9 +154,18 @@ def default_maxiter(maxiter: int | None, n: int) -> int:
 
 
 def check_options(
-    *, ridge: Any = 0.0, maxiter: int | None = None, rtol: float = 0.0, atol: float = 0.0
+    *,
+    ridge: Any = 0.0,
+    maxiter: int | None = None,
+    rtol: float = 0.0,
+    atol: float = 0.0,
+    truncate: bool = False,
 ) -> None:
     """Raise unless the options that the solvers share are in their ranges."""
+    if not isinstance(truncate, bool):
+        raise TypeError(f"`truncate` must be a bool, got {truncate!r}")
+    if truncate and maxiter is None:
+        raise ValueError("`truncate=True` needs `maxiter`, the number of iterations to do")
     if maxiter is not None and (isinstance(maxiter, bool) or not isinstance(maxiter, int)):
         raise TypeError(f"`maxiter` must be an integer or None, got {maxiter!r}")
     if maxiter is not None and maxiter < 0:

@@ -73,6 +73,7 @@ def iterate(
     rtol: float,
     atol: float,
     maxiter: int,
+    truncate: bool,
 ) -> tuple[torch.Tensor, Info]:
     """Run cycles until the true residual is within ``max(rtol * ||b||, atol)``, or give up.
 
@@ -88,6 +89,7 @@ def iterate(
         rtol: Relative tolerance.
         atol: Absolute tolerance.
         maxiter: Limit on all cycles together.
+        truncate: Whether to reach the limit is no failure.
     """
     size = norm(b.detach())
     stop = Stop((rtol * size).clamp(min=atol), maxiter)
@@ -112,7 +114,8 @@ def iterate(
         x, length = outcome.x, new_length
         iterations = iterations + outcome.iterations
         stop = stop._replace(limit=stop.limit - max(outcome.steps, 1))
-    status = torch.full_like(iterations, Status.ITERATION_LIMIT)
+    limited = Status.TRUNCATED if truncate else Status.ITERATION_LIMIT
+    status = torch.full_like(iterations, limited)
     status = torch.where(stalled, Status.STAGNATED, status)
     status = torch.where(broke, Status.BREAKDOWN, status)
     status = torch.where(length <= stop.tolerance, Status.CONVERGED, status)

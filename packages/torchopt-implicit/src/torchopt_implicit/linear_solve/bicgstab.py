@@ -18,7 +18,7 @@ from torchopt_implicit.linear_solve._base import (
     with_ridge,
 )
 from torchopt_implicit.linear_solve._iterate import Outcome, Stop, iterate, ratio
-from torchopt_implicit.linear_solve._options import with_options_of
+from torchopt_implicit.linear_solve._options import with_options_of, with_truncation
 
 __all__ = ["BiCGSTAB", "solve_bicgstab"]
 
@@ -33,9 +33,16 @@ class BiCGSTAB(LinearSolver):
     rtol: float = 1e-5
     atol: float = 0.0
     M: Any = None
+    truncate: bool = False
 
     def __post_init__(self) -> None:
-        check_options(ridge=self.ridge, maxiter=self.maxiter, rtol=self.rtol, atol=self.atol)
+        check_options(
+            ridge=self.ridge,
+            maxiter=self.maxiter,
+            rtol=self.rtol,
+            atol=self.atol,
+            truncate=self.truncate,
+        )
 
     def run(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:
         matvec = with_ridge(A.matvec, self.ridge)
@@ -53,6 +60,7 @@ class BiCGSTAB(LinearSolver):
             rtol=self.rtol,
             atol=self.atol,
             maxiter=default_maxiter(self.maxiter, A.domain.size),
+            truncate=self.truncate,
         )
 
 
@@ -107,6 +115,9 @@ def solve_bicgstab(**kwargs: Any) -> BiCGSTAB:
         rtol: The residual norm to reach, relative to that of ``b``, 1e-5 by default.
         atol: Or absolutely, 0 by default; the larger of both counts.
         M: A preconditioner from the right, an approximate inverse.
+        truncate: Whether ``maxiter`` iterations are what is wanted, so that ending there is no
+            failure. False by default, but True where ``maxiter`` is given and tolerances that are
+            0 are, as in ``maxiter=5, atol=0``.
         throw: Whether a failure raises, rather than warns.
 
     Returns:
@@ -125,4 +136,4 @@ def solve_bicgstab(**kwargs: Any) -> BiCGSTAB:
     Reference:
         van der Vorst, Bi-CGSTAB: a fast and smoothly converging variant of Bi-CG, 1992.
     """
-    return BiCGSTAB(**kwargs)
+    return BiCGSTAB(**with_truncation(kwargs))

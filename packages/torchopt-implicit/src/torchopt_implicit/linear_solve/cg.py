@@ -23,7 +23,7 @@ from torchopt_implicit.linear_solve._iterate import (
     iterate,
     ratio,
 )
-from torchopt_implicit.linear_solve._options import with_options_of
+from torchopt_implicit.linear_solve._options import with_options_of, with_truncation
 
 __all__ = ["CG", "solve_cg"]
 
@@ -38,9 +38,16 @@ class CG(LinearSolver):
     rtol: float = 1e-5
     atol: float = 0.0
     M: Any = None
+    truncate: bool = False
 
     def __post_init__(self) -> None:
-        check_options(ridge=self.ridge, maxiter=self.maxiter, rtol=self.rtol, atol=self.atol)
+        check_options(
+            ridge=self.ridge,
+            maxiter=self.maxiter,
+            rtol=self.rtol,
+            atol=self.atol,
+            truncate=self.truncate,
+        )
 
     def run(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:
         matvec = with_ridge(A.matvec, self.ridge)
@@ -58,6 +65,7 @@ class CG(LinearSolver):
             rtol=self.rtol,
             atol=self.atol,
             maxiter=default_maxiter(self.maxiter, A.domain.size),
+            truncate=self.truncate,
         )
 
 
@@ -108,6 +116,9 @@ def solve_cg(**kwargs: Any) -> CG:
         rtol: The residual norm to reach, relative to that of ``b``, 1e-5 by default.
         atol: Or absolutely, 0 by default; the larger of both counts.
         M: A preconditioner, an approximate inverse: like ``A`` a callable, matrix or operator.
+        truncate: Whether ``maxiter`` iterations are what is wanted, so that ending there is no
+            failure. False by default, but True where ``maxiter`` is given and tolerances that are
+            0 are, as in ``maxiter=5, atol=0``.
         throw: Whether a failure raises, rather than warns.
 
     Returns:
@@ -126,4 +137,4 @@ def solve_cg(**kwargs: Any) -> CG:
     Reference:
         Hestenes and Stiefel, Methods of conjugate gradients for solving linear systems, 1952.
     """
-    return CG(**kwargs)
+    return CG(**with_truncation(kwargs))

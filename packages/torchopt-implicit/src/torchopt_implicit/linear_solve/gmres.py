@@ -17,7 +17,7 @@ from torchopt_implicit.linear_solve._base import (
     with_ridge,
 )
 from torchopt_implicit.linear_solve._iterate import Outcome, Stop, iterate, ratio
-from torchopt_implicit.linear_solve._options import with_options_of
+from torchopt_implicit.linear_solve._options import with_options_of, with_truncation
 
 __all__ = ["GMRES", "solve_gmres"]
 
@@ -33,9 +33,16 @@ class GMRES(LinearSolver):
     rtol: float = 1e-5
     atol: float = 0.0
     M: Any = None
+    truncate: bool = False
 
     def __post_init__(self) -> None:
-        check_options(ridge=self.ridge, maxiter=self.maxiter, rtol=self.rtol, atol=self.atol)
+        check_options(
+            ridge=self.ridge,
+            maxiter=self.maxiter,
+            rtol=self.rtol,
+            atol=self.atol,
+            truncate=self.truncate,
+        )
         if self.restart < 1:
             raise ValueError(f"`restart` must be positive, got {self.restart}")
 
@@ -55,6 +62,7 @@ class GMRES(LinearSolver):
             rtol=self.rtol,
             atol=self.atol,
             maxiter=default_maxiter(self.maxiter, A.domain.size),
+            truncate=self.truncate,
         )
 
 
@@ -133,6 +141,9 @@ def solve_gmres(**kwargs: Any) -> GMRES:
         rtol: The residual norm to reach, relative to that of ``b``, 1e-5 by default.
         atol: Or absolutely, 0 by default; the larger of both counts.
         M: A preconditioner from the right, an approximate inverse.
+        truncate: Whether ``maxiter`` iterations are what is wanted, so that ending there is no
+            failure. False by default, but True where ``maxiter`` is given and tolerances that are
+            0 are, as in ``maxiter=5, atol=0``.
         throw: Whether a failure raises, rather than warns.
 
     Returns:
@@ -151,4 +162,4 @@ def solve_gmres(**kwargs: Any) -> GMRES:
     Reference:
         Saad and Schultz, GMRES: a generalized minimal residual algorithm, 1986.
     """
-    return GMRES(**kwargs)
+    return GMRES(**with_truncation(kwargs))

@@ -16,6 +16,7 @@ from torchopt_implicit.linear_solve._base import (
     with_ridge,
 )
 from torchopt_implicit.linear_solve._iterate import Outcome, Stop, iterate
+from torchopt_implicit.linear_solve._options import with_truncation
 from torchopt_implicit.linear_solve.lu import LU
 
 __all__ = ["Neumann", "solve_inv"]
@@ -30,9 +31,16 @@ class Neumann(LinearSolver):
     alpha: float | torch.Tensor | None = None
     rtol: float = 1e-5
     atol: float = 0.0
+    truncate: bool = False
 
     def __post_init__(self) -> None:
-        check_options(ridge=self.ridge, maxiter=self.maxiter, rtol=self.rtol, atol=self.atol)
+        check_options(
+            ridge=self.ridge,
+            maxiter=self.maxiter,
+            rtol=self.rtol,
+            atol=self.atol,
+            truncate=self.truncate,
+        )
 
     def run(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:
         matvec = with_ridge(A.matvec, self.ridge)
@@ -51,7 +59,8 @@ class Neumann(LinearSolver):
                 residual = torch.where(active, residual - alpha * matvec(residual), residual)
                 length = norm(residual.detach())
                 count = count + active
-            return Outcome(x, residual, count, torch.zeros_like(count, dtype=torch.bool), steps)
+            diverges = length > (norm(b.detach()) if self.truncate else torch.inf)
+            return Outcome(x, residual, count, diverges & (steps == stop.limit), steps)
 
         return iterate(
             cycle,
@@ -61,6 +70,7 @@ class Neumann(LinearSolver):
             rtol=self.rtol,
             atol=self.atol,
             maxiter=10 if self.maxiter is None else self.maxiter,
+            truncate=self.truncate,
         )
 
 
@@ -79,6 +89,7 @@ def solve_inv(
     alpha: float | torch.Tensor | None = None,
     rtol: float = 1e-5,
     atol: float = 0.0,
+    truncate: bool = False,
     throw: bool = False,
 ) -> Neumann | LU: ...
 
@@ -100,6 +111,9 @@ def solve_inv(*, ns: bool = False, **kwargs: Any) -> Neumann | LU:
         alpha: Of the series: :math:`\alpha`, 1 by default.
         rtol: Of the series: the relative residual norm to stop at, 1e-5 by default.
         atol: Of the series: or the absolute one, 0 by default.
+        truncate: Of the series: whether :math:`K` terms are what is wanted, so that ending there is
+            no failure, but one where they are further from a solution than 0 is. False by default,
+            but True where ``maxiter`` is given and no tolerance, or 0, is.
         throw: Whether a failure raises, rather than warns.
 
     Returns:
@@ -119,4 +133,4 @@ def solve_inv(*, ns: bool = False, **kwargs: Any) -> Neumann | LU:
         Lorraine, Vicol and Duvenaud, Optimizing millions of hyperparameters by implicit
         differentiation, AISTATS 2020.
     """
-    return Neumann(**kwargs) if ns else LU(**kwargs)
+    return Neumann(**with_truncation(kwargs, by_limit=True)) if ns else LU(**kwargs)

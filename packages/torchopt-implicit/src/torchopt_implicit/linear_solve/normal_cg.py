@@ -25,7 +25,7 @@ from torchopt_implicit.linear_solve._iterate import (
     iterate,
     ratio,
 )
-from torchopt_implicit.linear_solve._options import with_options_of
+from torchopt_implicit.linear_solve._options import with_options_of, with_truncation
 
 __all__ = ["NormalCG", "solve_normal_cg"]
 
@@ -40,9 +40,16 @@ class NormalCG(LinearSolver):
     rtol: float = 1e-5
     atol: float = 0.0
     M: Any = None
+    truncate: bool = False
 
     def __post_init__(self) -> None:
-        check_options(ridge=self.ridge, maxiter=self.maxiter, rtol=self.rtol, atol=self.atol)
+        check_options(
+            ridge=self.ridge,
+            maxiter=self.maxiter,
+            rtol=self.rtol,
+            atol=self.atol,
+            truncate=self.truncate,
+        )
 
     def run(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:
         layout = A.domain
@@ -65,6 +72,7 @@ class NormalCG(LinearSolver):
             rtol=self.rtol,
             atol=self.atol,
             maxiter=default_maxiter(self.maxiter, layout.size),
+            truncate=self.truncate,
         )
 
 
@@ -127,6 +135,9 @@ def solve_normal_cg(**kwargs: Any) -> NormalCG:
         rtol: The residual norm to reach, relative to that of the right-hand side, 1e-5 by default.
         atol: Or absolutely, 0 by default; the larger of both counts.
         M: A preconditioner, an approximate inverse of :math:`A^\top A + \rho I`.
+        truncate: Whether ``maxiter`` iterations are what is wanted, so that ending there is no
+            failure. False by default, but True where ``maxiter`` is given and tolerances that are
+            0 are, as in ``maxiter=5, atol=0``.
         throw: Whether a failure raises, rather than warns.
 
     Returns:
@@ -146,4 +157,4 @@ def solve_normal_cg(**kwargs: Any) -> NormalCG:
     Reference:
         Bjorck, Numerical methods for least squares problems, 1996, section 7.4 (CGLS).
     """
-    return NormalCG(**kwargs)
+    return NormalCG(**with_truncation(kwargs))
