@@ -223,7 +223,7 @@ def recover_state_dict(
 
     Args:
         target: What the state was extracted from, or a module of the same structure.
-        state: The state.
+        state: The state. That of a meta-optimizer may have been saved by TorchOpt 0.7.
 
     Raises:
         TypeError: ``target`` is neither a module nor a meta-optimizer, or ``state`` is not the
