@@ -31,10 +31,21 @@ from torchopt._validate import (
 )
 from torchopt.schedule._base import BaseSchedule
 
-__all__ = ["GradientStep", "Rate", "ScaleByScheduleState", "add_decayed", "list_structure"]
+__all__ = [
+    "SCHEDULE_STEP",
+    "GradientStep",
+    "Rate",
+    "ScaleByScheduleState",
+    "add_decayed",
+    "list_structure",
+]
 
 
-@record(count=shared("schedule_step"))
+#: The name of a schedule's count in the state of a stateful optimizer.
+SCHEDULE_STEP = "schedule_step"
+
+
+@record(count=shared(SCHEDULE_STEP))
 class ScaleByScheduleState(NamedTuple):
     """The state of a schedule."""
 

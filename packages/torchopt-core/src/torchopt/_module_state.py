@@ -238,7 +238,7 @@ def recover_state_dict(
 
     Args:
         target: What the state was extracted from, or a module of the same structure.
-        state: The state; that of a meta-optimizer may be any sequence.
+        state: The state. That of a meta-optimizer may be any sequence, and one of TorchOpt 0.7.
 
     Raises:
         TypeError: ``target`` is neither a module nor a meta-optimizer, or ``state`` is not the

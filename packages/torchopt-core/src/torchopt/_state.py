@@ -22,6 +22,7 @@ __all__ = [
     "Field",
     "Kind",
     "UninitializedState",
+    "declared_fields",
     "fields_of",
     "moment",
     "nested",
@@ -125,6 +126,11 @@ def record(**fields: Field) -> Callable[[_T], _T]:
         return kind
 
     return declare
+
+
+def declared_fields(kind: type) -> tuple[Field, ...] | None:
+    """Return what the fields of a class are; None if it was not declared by :func:`record`."""
+    return _FIELDS.get(kind)
 
 
 def fields_of(kind: type) -> tuple[Field, ...]:

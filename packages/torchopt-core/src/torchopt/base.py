@@ -26,6 +26,7 @@ from torchopt._driver import (
     run,
     tree_state,
 )
+from torchopt._legacy_state import converted, is_legacy
 from torchopt._rule import Rule
 from torchopt._state import EmptyState, Field, Kind, UninitializedState
 from torchopt._structure import flatten_like
@@ -86,7 +87,8 @@ class GradientTransformation(_Pair):
             memory of the state is reused and no graph is recorded; gradients are never written
             to. With ``inplace=False``, and wherever a graph is being recorded through the updates,
             the state or the hyperparameters, or a ``torch.func`` transform is running, nothing is
-            overwritten and the result is differentiable to any order.
+            overwritten and the result is differentiable to any order. A state that TorchOpt 0.7
+            made is taken as :func:`torchopt.utils.convert_state` takes it.
 
     Some transformations need more, which ``update`` takes and every link of a chain receives:
     ``value``, the loss at ``params``; ``lr``, a learning rate for rules that need one and are not
@@ -216,7 +218,16 @@ def _update(
         param_leaves = flatten_like(spec, params, "params")
         check_params_like(param_leaves, leaves)
     evaluate = None if value_and_grad is None else _evaluate_leaves(value_and_grad, spec)
-    flat = flat_state(links, states, spec)
+    try:
+        flat = flat_state(links, states, spec)
+    except TypeError:
+        if not is_legacy(state):
+            raise
+        tree = updates if params is None else params
+        rule = links if is_chain else links.rules[0]
+        found = converted(rule, state, param_leaves or leaves, spec, tree)
+        flat = found if is_chain else (found,)
+        states = initial_tree(links, flat, spec)
     extras = Extras(value, lr, evaluate)
     step = open_step(links, leaves, flat, spec, param_leaves, params, extras, learned)
     if inplace and not step.records():

@@ -1,4 +1,4 @@
-"""Trees: the functions of `optree`, and arithmetic on trees of tensors.
+"""Trees: the functions of `optree`, arithmetic on trees of tensors, and look-up in states.
 
 The functions of `optree` keep their own defaults: ``None`` is a node without children unless
 ``none_is_leaf=True``. In the arithmetic ``None`` means "no gradient here" and passes through:
@@ -19,6 +19,7 @@ import optree
 import torch
 from optree import *  # noqa: F403
 
+from torchopt._lookup import tree_get, tree_get_all_with_path, tree_set
 from torchopt._structure import aligned
 
 if TYPE_CHECKING:
@@ -30,11 +31,14 @@ __all__ = [
     "tree_add_scalar_mul",
     "tree_as_rref",
     "tree_flatten_as_tuple",
+    "tree_get",
+    "tree_get_all_with_path",
     "tree_matmul",
     "tree_mul",
     "tree_neg",
     "tree_pos",
     "tree_scalar_mul",
+    "tree_set",
     "tree_sub",
     "tree_sub_scalar_mul",
     "tree_to_here",

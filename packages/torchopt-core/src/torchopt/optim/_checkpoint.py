@@ -48,13 +48,17 @@ def _as_torch_counts(x: Any) -> Any:
     return x.to(torch.float32) if is_count else x
 
 
-def check_owner(name: str, state_dict: dict[str, Any], groups: Sequence[dict[str, Any]]) -> None:
-    """Raise unless a state dict was made by the transformation ``name`` for such groups."""
+def check_owner(
+    name: str, state_dict: dict[str, Any], groups: Sequence[dict[str, Any]] | None = None
+) -> None:
+    """Raise unless a state dict was made by the transformation ``name``, for such groups."""
     if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
         raise ValueError("a state dict has the entries `state` and `param_groups`")
     owner = state_dict.get("transformation", name)
     if owner != name:
         raise ValueError(f"the state dict belongs to another optimizer: {owner}, this is {name}")
+    if groups is None:
+        return
     sizes = [len(group["params"]) for group in groups]
     theirs = [len(options["params"]) for options in state_dict["param_groups"]]
     if sizes != theirs:

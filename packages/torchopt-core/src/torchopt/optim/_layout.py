@@ -11,7 +11,7 @@ import optree
 
 from torchopt._chain import Chain
 from torchopt._driver import init
-from torchopt._gradient_step import list_structure
+from torchopt._gradient_step import SCHEDULE_STEP, list_structure
 from torchopt._masked import Masked
 from torchopt._rule import Rule
 from torchopt._state import Field, Kind
@@ -29,6 +29,8 @@ class Entry(NamedTuple):
     is_moment: bool
     #: The value where the other entries of a parameter are there, but not this one.
     missing: float | None
+    #: Whether it is the number of steps of a schedule.
+    counts_steps: bool = False
 
 
 class _Opaque(NamedTuple):
@@ -47,11 +49,17 @@ class Layout:
     entry for each parameter, as one is that was made of the list of parameters.
     """
 
-    def __init__(self, chain: Chain, params: Sequence[Any], tree: Any) -> None:
-        """Find the entries."""
+    def __init__(
+        self,
+        chain: Chain,
+        params: Sequence[Any],
+        tree: Any,
+        spec: optree.PyTreeSpec | None = None,
+    ) -> None:
+        """Find the entries; the structure is that of the tree, a list by default."""
         self.chain = chain
         self.size = len(params)
-        self.spec = list_structure(self.size)
+        self.spec = list_structure(self.size) if spec is None else spec
         self._opaque: list[_Opaque] = []
         self._has_opaque = contains(chain, Foreign)
         found: list[tuple[Entry, tuple[Any, ...]]] = []
@@ -68,7 +76,8 @@ class Layout:
             if field.is_shared and field.scope:
                 name = ".".join(map(str, (*field.scope, name)))
             is_moment = field.kind is Kind.MOMENT
-            entry = Entry(name, field.is_shared, is_moment, field.missing)
+            is_schedule = field.entry == SCHEDULE_STEP
+            entry = Entry(name, field.is_shared, is_moment, field.missing, is_schedule)
             found.append((entry, field.scope))
             return value
 
@@ -114,6 +123,18 @@ class Layout:
 
         self.chain.map_state(visit, state)
         return found
+
+    def rows(self, state: Any) -> list[dict[str, Any]]:
+        """Return the entries of each parameter, with those that all share at the first."""
+        rows: list[dict[str, Any]] = [{} for _ in range(self.size)]
+        for entry, column in zip(self.entries, self.columns(state), strict=True):
+            if entry.is_shared:
+                rows[0][entry.name] = column
+                continue
+            for row, x in zip(rows, column, strict=True):
+                if x is not None:
+                    row[entry.name] = x
+        return rows
 
     def state(self, columns: Sequence[Any]) -> Any:
         """Return the state with these values."""

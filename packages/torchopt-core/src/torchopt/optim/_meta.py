@@ -12,12 +12,13 @@ from torch import nn
 
 from torchopt._chain import Chain
 from torchopt._context import Evaluate
-from torchopt._driver import Extras, as_chain, check_params, init, open_step, run
+from torchopt._driver import Extras, as_chain, check_params, init, initial_tree, open_step, run
 from torchopt._factory import Binder
 from torchopt._gradient_step import list_structure
+from torchopt._legacy_state import Order, converted, is_legacy
 from torchopt._masked import Masked
 from torchopt._partition import Partition
-from torchopt._rule import Rule
+from torchopt._rule import Rule, same
 from torchopt._state import Field, Kind
 from torchopt._types import Leaves, OptState
 from torchopt.base import GradientTransformation, UninitializedState, as_rule, check_transformation
@@ -26,7 +27,7 @@ from torchopt.optim._layout import contains
 from torchopt.optim._loss import gradients
 from torchopt.optim._signature import derived_signature
 
-__all__ = ["DerivedMetaOptimizer", "MetaOptimizer"]
+__all__ = ["DerivedMetaOptimizer", "Group", "MetaOptimizer"]
 
 
 class MetaOptimizer:
@@ -56,7 +57,7 @@ class MetaOptimizer:
         check_transformation(impl, "`impl`")
         self.impl = impl
         self._found: tuple[GradientTransformation, Rule, Chain] | None = None
-        self._groups: list[_Group] = []
+        self._groups: list[Group] = []
         self.state_groups: list[OptState] = []
         self.add_param_group(module)
 
@@ -68,7 +69,7 @@ class MetaOptimizer:
         """
         if not isinstance(module, nn.Module):
             raise TypeError(f"`module` must be a torch.nn.Module, got {type(module).__name__}")
-        group = _Group(module)
+        group = Group(module)
         if not group.slots:
             raise ValueError("optimizer got an empty parameter list: the module has no parameters")
         check_params(group.params())
@@ -135,20 +136,27 @@ class MetaOptimizer:
         return tuple(self.state_groups)
 
     def load_state_dict(self, state_dict: Sequence[OptState]) -> None:
-        """Continue from a state that :meth:`state_dict` returned.
+        """Continue from a state that :meth:`state_dict` returned, here or in TorchOpt 0.7.
 
         Raises:
-            ValueError: If it belongs to another optimizer or to other modules.
+            ValueError: If it belongs to another optimizer or to other modules; or if it is of 0.7
+                and does not tell which parameter is which, see
+                :func:`torchopt.utils.convert_state`.
         """
         if not isinstance(state_dict, Sequence) or len(state_dict) != len(self._groups):
             raise ValueError(
                 f"the state must be a sequence with one entry for each of {len(self._groups)} "
                 f"modules, got {type(state_dict).__name__}"
             )
-        for group, state in zip(self._groups, state_dict, strict=True):
+        rule = as_rule(self.impl)
+        states = [
+            group.upgraded(rule, state) if is_legacy(state) else state
+            for group, state in zip(self._groups, state_dict, strict=True)
+        ]
+        for group, state in zip(self._groups, states, strict=True):
             if not isinstance(state, UninitializedState):
-                _check_state(as_rule(self.impl), state, group.params())
-        self.state_groups[:] = state_dict
+                _check_state(rule, state, group.params())
+        self.state_groups[:] = states
 
 
 class DerivedMetaOptimizer(MetaOptimizer):
@@ -197,14 +205,16 @@ class DerivedMetaOptimizer(MetaOptimizer):
         super().__init__(module, self._functional(**arguments))
 
 
-class _Group:
+class Group:
     """The parameters of one module, wherever they are in it."""
 
     def __init__(self, module: nn.Module) -> None:
         # by parameter, the places that hold it: more than one if it is shared
         self.slots: list[list[tuple[dict[str, Any], str]]] = []
+        self._containers: list[dict[str, Any]] = []
         index: dict[int, int] = {}
         for submodule in module.modules():
+            self._containers.append(submodule._parameters)
             for name, param in submodule._parameters.items():
                 if param is not None:
                     position = index.setdefault(id(param), len(self.slots))
@@ -215,6 +225,44 @@ class _Group:
     def params(self) -> list[torch.Tensor]:
         """Return the tensors that stand for the parameters now."""
         return [container[name] for (container, name), *_ in self.slots]
+
+    def upgraded(self, rule: Rule, state: OptState, names_sorted: bool | None = None) -> OptState:
+        """Return a state of TorchOpt 0.7 for the module as one of this version.
+
+        Raises:
+            ValueError: If it belongs to another transformation or module, or fits two orders.
+        """
+        params = self.params()
+        spec = list_structure(len(params))
+        found: list[Any] = []
+        problem = None
+        for is_sorted in (True, False) if names_sorted is None else (names_sorted,):
+            try:
+                found.append(converted(rule, state, params, spec, params, self._order(is_sorted)))
+            except ValueError as error:
+                problem = problem or error
+        if not found:
+            assert problem is not None
+            raise problem
+        if not same(found[0], found[-1]):
+            raise ValueError(
+                "the state of TorchOpt 0.7 does not tell the parameters of a submodule apart: they "
+                "are in the order of their names or, with the torch of its time, in that of their "
+                "registration, and their shapes fit both. Say which by `names_sorted` in "
+                "`torchopt.utils.convert_state(impl, state, module, names_sorted=...)`, and load "
+                "what it returns"
+            )
+        return initial_tree(rule, found[0], spec)
+
+    def _order(self, names_sorted: bool) -> Order:
+        """Return where the parameters are in lists of TorchOpt 0.7, which repeat shared ones."""
+        index: dict[tuple[int, str], int] = {}
+        for container in self._containers:
+            names = [name for name, p in container.items() if p is not None]
+            for name in sorted(names) if names_sorted else names:
+                index[id(container), name] = len(index)
+        firsts = [places[0] for places in self.slots]
+        return Order([index[id(container), name] for container, name in firsts], len(index))
 
     def replace(self, params: list[torch.Tensor]) -> None:
         """Put other tensors in the parameters' places."""

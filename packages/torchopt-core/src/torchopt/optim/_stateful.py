@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import itertools
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from typing_extensions import ParamSpec
 
 from torchopt._driver import Extras, Step, check_params, run
 from torchopt._factory import Binder
+from torchopt._types import OptState
 from torchopt.base import GradientTransformation, check_transformation
 from torchopt.optim._checkpoint import (
     check_owner,
@@ -267,15 +269,19 @@ class Optimizer(torch.optim.Optimizer):
         packed["transformation"] = name_of(self.impl)
         return packed
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any] | Sequence[OptState]) -> None:
         """Resume from what :meth:`state_dict` returned, here or of `torch.optim`'s optimizer.
 
-        Nothing changes if it does not fit.
+        So it does from a tuple of functional states, one for each call of :meth:`add_param_group`
+        (the first is the constructor's), which is what TorchOpt 0.7 saved. Nothing changes if it
+        does not fit.
 
         Raises:
             ValueError: If it was made by another optimizer or for other parameters, is damaged, or
                 has hyperparameters that are out of range.
         """
+        if not isinstance(state_dict, dict):
+            state_dict = self._as_state_dict(state_dict)
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
         check_owner(name_of(self.impl), state_dict, self.param_groups)
@@ -301,6 +307,39 @@ class Optimizer(torch.optim.Optimizer):
         self.state = state
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
+
+    @property
+    def state_groups(self) -> tuple[OptState, ...]:
+        """The state as the functional face has it, by reference, to look things up in.
+
+        There is one for each call of :meth:`add_param_group`, the first of which is the
+        constructor's, with a list of its parameters' values for each field.
+        """
+        states = []
+        for unit in self._units:
+            unit.refresh(self.param_groups)
+            states.append(unit.functional_state(unit.params(self.param_groups), self.state))
+        return tuple(states)
+
+    def _as_state_dict(self, states: Sequence[OptState]) -> dict[str, Any]:
+        """Return functional states as a state dict, which says nothing of the options."""
+        if not isinstance(states, (tuple, list)):
+            raise ValueError("a state dict has the entries `state` and `param_groups`")
+        if len(states) != len(self._units):
+            raise ValueError(
+                "the state must have one entry for each call of `add_param_group`, the "
+                f"constructor's included: it has {len(states)}, the optimizer {len(self._units)}"
+            )
+        sizes = [len(group["params"]) for group in self.param_groups]
+        ends = list(itertools.accumulate(sizes))
+        keys = [list(range(end - size, end)) for end, size in zip(ends, sizes, strict=True)]
+        rows: dict[int, dict[str, Any]] = {}
+        for unit, state in zip(map(copy.copy, self._units), states, strict=True):
+            unit.refresh(self.param_groups)
+            mine = [key for k in unit.groups for key in keys[k]]
+            found = unit.rows(unit.params(self.param_groups), state)
+            rows.update(zip(mine, found, strict=True))
+        return {"state": rows, "param_groups": [{"params": own} for own in keys]}
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickling and copying keep."""

@@ -11,12 +11,13 @@ import optree
 import torch
 
 from torchopt._context import Context, Evaluate
-from torchopt._driver import Extras, Step, as_chain, open_step
+from torchopt._driver import Extras, Step, as_chain, flat_state, open_step
 from torchopt._gradient_step import Rate
+from torchopt._legacy_state import Order, converted, is_legacy
 from torchopt._partition import Labels, labels_of
-from torchopt._types import Leaves
+from torchopt._types import Leaves, OptState
 from torchopt._validate import check_non_negative
-from torchopt.base import GradientTransformation, as_rule
+from torchopt.base import GradientTransformation, UninitializedState, as_rule
 from torchopt.optim._hyperparameters import (
     Hyperparameters,
     at,
@@ -300,19 +301,54 @@ class Unit:
     def swapped(self, params: list[torch.Tensor], state: Any, evaluate: bool) -> Leaves | None:
         """Return the parameters to evaluate at, or to train; None where there is no state."""
         layout = self.layout(params)
-        found = [i for i, p in enumerate(params) if state.get(p)]
-        rows = [state.get(p, _NOTHING) for p in params]
-        self._move_shared(layout, params[0], state)
-        shared = state.get(params[0], _NOTHING)
-        if not found or any(e.is_shared and e.name not in shared for e in layout.entries):
+        found = self._found(layout, params, state)
+        if found is None:
             return None
-        columns = [
-            shared[e.name] if e.is_shared else [row.get(e.name) for row in rows]
-            for e in layout.entries
-        ]
         context = Context(layout.spec, tree=params, params=list(params)).computing(inplace=False)
         swap = self.chain.evaluated_at if evaluate else self.chain.trained_at
-        return swap(list(params), layout.state(columns), context)
+        return swap(list(params), found, context)
+
+    def _found(self, layout: Layout, params: list[torch.Tensor], state: Any) -> Any:
+        """Return the state of the chain as it is; None where there is none."""
+        if layout.entries and not any(state.get(p) for p in params):
+            return None
+        self._move_shared(layout, params[0], state)
+        rows = [state.get(p, _NOTHING) for p in params]
+        shared = rows[0]
+        if any(e.is_shared and e.name not in shared for e in layout.entries):
+            return None
+        return layout.state(
+            [
+                shared[e.name] if e.is_shared else [row.get(e.name) for row in rows]
+                for e in layout.entries
+            ]
+        )
+
+    def functional_state(self, params: list[torch.Tensor], state: Any) -> OptState:
+        """Return the state as the functional face has it for the list of parameters."""
+        found = self._found(self.layout(params), params, state)
+        if found is None:
+            return UninitializedState()
+        return found if self.rule is self.chain else found[0]
+
+    def rows(self, params: list[torch.Tensor], functional: OptState) -> list[dict[str, Any]]:
+        """Return a state of the functional face by parameter; one of TorchOpt 0.7, too.
+
+        Raises:
+            ValueError: If it belongs to another transformation or to other parameters.
+        """
+        if isinstance(functional, UninitializedState):
+            return [{} for _ in params]
+        layout = self.layout(params)
+        if is_legacy(functional):
+            order = Order(range(len(params)), len(params))
+            found = converted(self.rule, functional, params, layout.spec, params, order)
+        else:
+            try:
+                found = flat_state(self.rule, functional, layout.spec)
+            except TypeError as error:
+                raise ValueError(f"the state belongs to another optimizer: {error}") from error
+        return layout.rows(found if self.rule is self.chain else (found,))
 
 
 def evaluation(params: list[torch.Tensor], closure: Any) -> Evaluate:

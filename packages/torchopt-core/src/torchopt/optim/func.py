@@ -99,5 +99,5 @@ class FuncOptimizer:
         return self.optim_state
 
     def load_state_dict(self, state_dict: OptState) -> None:
-        """Continue from a state that :meth:`state_dict` returned."""
+        """Continue from a state that :meth:`state_dict` returned, here or in TorchOpt 0.7."""
         self.optim_state = state_dict

@@ -5,7 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torchopt._extensions import attributes
-from torchopt._masked import masked
+
+# where checkpoints of TorchOpt 0.7 look for the classes of states
+from torchopt._legacy_state import (  # noqa: F401
+    MaskedNode,
+    ScaleByAdadeltaState,
+    ScaleByAdamaxState,
+    ScaleByAdamState,
+    ScaleByRAdamState,
+    ScaleByRmsState,
+    ScaleByRssState,
+    ScaleByRStdDevState,
+    ScaleByScheduleState,
+    TraceState,
+)
+from torchopt._masked import MaskedState, masked  # noqa: F401
 from torchopt._partition import partition
 from torchopt.clip import clip_by_global_norm, clip_by_value, clip_grad_norm
 from torchopt.hook import register_hook
