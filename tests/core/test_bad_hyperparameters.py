@@ -171,3 +171,9 @@ def test_masks_of_transformations_that_are_no_tree_of_bools(make: Any) -> None:
 def test_flags_that_are_no_bools(name: str, value: Any) -> None:
     with pytest.raises(TypeError, match="`maximize` must be a bool, got"):
         FAMILIES[name].functional(maximize=value)
+
+
+@pytest.mark.parametrize("value", ["x", 2, None], ids=repr)
+def test_whether_the_norm_is_differentiated_is_a_bool(value: Any) -> None:
+    with pytest.raises(TypeError, match="`norm_requires_grad` must be a bool, got"):
+        torchopt.clip_grad_norm(1.0, norm_requires_grad=value)

@@ -305,6 +305,24 @@ def test_groups_may_be_added_in_training() -> None:
     assert_agree(*results)
 
 
+@pytest.mark.parametrize("name", ["SGD", "Adam", "Muon"])
+def test_parameters_by_themselves_are_a_group_like_the_first(name: str) -> None:
+    first, *others = [torch.ones(1, 1, requires_grad=True) for _ in range(4)]
+    optimizer = getattr(torchopt, name)([first], lr=0.25)
+    optimizer.add_param_group(others[:1])
+    optimizer.add_param_group(iter(others[1:2]))
+    optimizer.add_param_group(others[2])
+    expected = [{**optimizer.param_groups[0], "params": [p]} for p in (first, *others)]
+    assert optimizer.param_groups == expected
+    before = [p.detach().clone() for p in others]
+    sum(p.square().sum() for p in others).backward()
+    optimizer.step()
+    assert all((p < q).all() for p, q in zip(others, before, strict=True))
+    with pytest.raises(TypeError, match="param_group must be a dict, but got <class 'float'>"):
+        optimizer.add_param_group(0.25)
+    assert len(optimizer.param_groups) == 4
+
+
 def test_named_parameters_keep_their_names() -> None:
     net, loss_fn = regression()
     optimizer = torchopt.Adam(net.named_parameters(), lr=0.05)

@@ -204,6 +204,29 @@ def test_clip_grad_norm_is_that_of_torch(max_norm: float, norm_type: float, inpl
     assert_agree(updates, [p.grad for p in params])
 
 
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, 3.5, math.inf])
+@pytest.mark.parametrize("max_norm", [0.1, 1e6])
+def test_clip_grad_norm_may_take_the_norm_as_constant(max_norm: float, norm_type: float) -> None:
+    grads = torch.tensor([3.0, -4.0], requires_grad=True)
+    bound = torch.tensor(max_norm, requires_grad=True)
+    clip = torchopt.clip_grad_norm(bound, norm_type, norm_requires_grad=False)
+    direction = torch.tensor([0.3, 0.7])
+
+    def clipped(grads: torch.Tensor) -> torch.Tensor:
+        return clip.update(grads, clip.init(grads), inplace=False)[0]
+
+    norm = torch.linalg.vector_norm(grads.detach(), norm_type) + 1e-6
+    factor = (bound.detach() / norm).clamp_max(1.0)
+    updates = clipped(grads)
+    assert_agree(updates.detach(), factor * grads.detach())
+    found, of_bound = torch.autograd.grad(updates @ direction, [grads, bound])
+    assert_agree(found, factor * direction)
+    expected = direction @ grads.detach() / norm if factor < 1 else torch.tensor(0.0)
+    assert_agree(of_bound, expected)
+    assert_agree(torch.func.jacrev(clipped)(grads.detach()).detach(), factor * torch.eye(2))
+    assert_agree(torch.func.jacfwd(clipped)(grads.detach()).detach(), factor * torch.eye(2))
+
+
 def test_clip_by_global_norm_meets_the_bound_exactly() -> None:
     grads = {"a": torch.randn(3), "b": torch.randn(2)}
     clip = torchopt.clip_by_global_norm(0.5)

@@ -38,3 +38,26 @@ def test_the_published_distributed_program_trains_as_one_process(workers: int | 
     losses = [float(line.split()[-1]) for line in output.splitlines() if "loss" in line]
     torch.testing.assert_close(losses, reference(), rtol=1e-10, atol=1e-10)
     assert losses[-1] < losses[0]
+
+
+TREES_OF_REFERENCES = """
+import tempfile
+import torch
+from torch.distributed import rpc
+from torchopt import pytree
+
+with tempfile.NamedTemporaryFile() as file:
+    options = rpc.TensorPipeRpcBackendOptions(init_method=f"file://{file.name}")
+    rpc.init_rpc("alone", rank=0, world_size=1, rpc_backend_options=options)
+    tree = {"a": torch.ones(2), "b": (torch.zeros(1),)}
+    references = pytree.tree_as_rref(tree)
+    for found in (pytree.tree_local_value(references), pytree.tree_to_here(references)):
+        assert found["a"] is tree["a"]
+        assert found["b"][0] is tree["b"][0]
+    rpc.shutdown()
+    print("done")
+"""
+
+
+def test_trees_of_remote_references_give_their_values_where_they_are_owned() -> None:
+    assert launch(TREES_OF_REFERENCES).check().stdout == "done\n"

@@ -13,7 +13,7 @@ from torchopt._context import Context
 from torchopt._rule import Rule
 from torchopt._types import Leaves, Scalar
 from torchopt._updates import FactoredUpdates
-from torchopt._validate import check_non_negative
+from torchopt._validate import check_flag, check_non_negative
 from torchopt.base import EmptyState, GradientTransformation, RuleTransformation
 
 __all__ = ["clip_by_global_norm", "clip_by_value", "clip_grad_norm"]
@@ -26,9 +26,11 @@ class _ClipNorm(Rule):
     error_if_nonfinite: bool
     #: Added to the norm in the quotient.
     margin: float
+    norm_requires_grad: bool = True
 
     def __post_init__(self) -> None:
         check_non_negative("max_norm", self.max_norm)
+        check_flag("norm_requires_grad", self.norm_requires_grad)
         if not self.norm_type > 0:
             raise ValueError(f"`norm_type` must be positive, got {self.norm_type}")
 
@@ -46,7 +48,7 @@ class _ClipNorm(Rule):
         self, updates: FactoredUpdates, state: Any, context: Context
     ) -> tuple[FactoredUpdates, Any]:
         grads = updates.materialize(context)
-        total = self._norm(grads, context)
+        total = self._norm(grads if self.norm_requires_grad else _detached(grads), context)
         if self.error_if_nonfinite and not torch.isfinite(total):
             raise RuntimeError(
                 f"the total norm of order {self.norm_type} of the gradients is {total}, so they "
@@ -81,13 +83,21 @@ class _ClipNorm(Rule):
         return total
 
 
+def _detached(leaves: Leaves) -> Leaves:
+    return [x.detach() for x in leaves]
+
+
 def _at_least_single(x: torch.Tensor) -> torch.Tensor:
     """Return ``x`` in a precision in which its square neither vanishes nor overflows."""
     return x.float() if x.dtype in HALF else x
 
 
 def clip_grad_norm(
-    max_norm: Scalar, norm_type: float = 2.0, error_if_nonfinite: bool = False
+    max_norm: Scalar,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    *,
+    norm_requires_grad: bool = True,
 ) -> GradientTransformation:
     r"""Scale all gradients so that their joint norm is at most ``max_norm``.
 
@@ -101,6 +111,9 @@ def clip_grad_norm(
         norm_type: The order :math:`p > 0`; ``math.inf`` for the maximum norm.
         error_if_nonfinite: Whether to raise if the norm is NaN or infinite. This reads the norm,
             which stops a compiler and waits for a GPU.
+        norm_requires_grad: Whether meta-gradients flow through :math:`\lVert g \rVert_p`. If
+            ``False``, they take it as a constant, as in TorchOpt 0.7: the factor of a clipped
+            gradient is then no function of the gradient.
 
     Raises:
         ValueError: If ``max_norm`` is negative or ``norm_type`` not positive.
@@ -113,7 +126,9 @@ def clip_grad_norm(
         >>> updates
         tensor([0.6000, 0.8000])
     """
-    return RuleTransformation(_ClipNorm(max_norm, norm_type, error_if_nonfinite, margin=1e-6))
+    return RuleTransformation(
+        _ClipNorm(max_norm, norm_type, error_if_nonfinite, 1e-6, norm_requires_grad)
+    )
 
 
 def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:

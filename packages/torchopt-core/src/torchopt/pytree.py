@@ -33,6 +33,7 @@ __all__ = [
     "tree_flatten_as_tuple",
     "tree_get",
     "tree_get_all_with_path",
+    "tree_local_value",
     "tree_matmul",
     "tree_mul",
     "tree_neg",
@@ -238,6 +239,15 @@ def tree_to_here(rref_tree: Any, timeout: float = -1.0) -> Any:
         timeout: Seconds to wait for each value; 0 for ever, -1 as set in ``init_rpc``.
     """
     return optree.tree_map(lambda rref: rref.to_here(timeout), rref_tree)
+
+
+def tree_local_value(rref_tree: Any) -> Any:
+    """Return the tree of values that remote references stand for, all owned by this worker.
+
+    Args:
+        rref_tree: A tree of :class:`torch.distributed.rpc.RRef`.
+    """
+    return optree.tree_map(lambda rref: rref.local_value(), rref_tree)
 
 
 def _fold(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:

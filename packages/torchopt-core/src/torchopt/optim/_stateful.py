@@ -8,7 +8,7 @@ import inspect
 import itertools
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, TypeVar, overload
 
 import torch
@@ -87,10 +87,15 @@ class Optimizer(torch.optim.Optimizer):
         values = {} if find_partition(impl) is not None else Hyperparameters(impl).values
         super().__init__(params, dict(values))
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group, as in :meth:`torch.optim.Optimizer.add_param_group`."""
+    def add_param_group(self, param_group: dict[str, Any] | Iterable[torch.Tensor]) -> None:
+        """Add a parameter group, as in :meth:`torch.optim.Optimizer.add_param_group`.
+
+        Parameters by themselves are a group whose hyperparameters are the constructor's.
+        """
         if not isinstance(param_group, dict):
-            raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
+            if not isinstance(param_group, Iterable):
+                raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
+            param_group = {"params": param_group}
         if self._units and self._units[0].is_joint:
             raise ValueError(
                 f"{type(self).__name__} doesn't support per-parameter options (parameter groups)"
@@ -432,7 +437,7 @@ class DerivedOptimizer(Optimizer):
         super().__init__(params, self._functional(**arguments))
         self.defaults.update(options)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: dict[str, Any] | Iterable[torch.Tensor]) -> None:
         if isinstance(param_group, dict):
             param_group = {**self._torch_options, **param_group}
         super().add_param_group(param_group)

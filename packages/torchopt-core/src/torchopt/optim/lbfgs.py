@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -366,7 +366,7 @@ def lbfgs(
 class LBFGS(_derived.LBFGS, functional=lbfgs):
     """L-BFGS as a :class:`torch.optim.Optimizer`; see :func:`lbfgs`."""
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: dict[str, Any] | Iterable[torch.Tensor]) -> None:
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         if group["max_eval"] is None:  # as in torch, which reads it from state dicts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -261,7 +261,7 @@ class Muon(_derived.Muon, functional=muon):
     """Muon as a :class:`torch.optim.Optimizer`; see :func:`muon`."""
 
     # as torch's it takes matrices alone, no batches of them
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: dict[str, Any] | Iterable[torch.Tensor]) -> None:
         super().add_param_group(param_group)
         for p in self.param_groups[-1]["params"]:
             if p.ndim != 2:
