@@ -5,7 +5,6 @@ The checkpoints in ``data/torchopt_0_7`` were made by 0.7.3, with ``make.py`` th
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +31,7 @@ from torchopt.transform import ScaleByAdamState, ScaleByRmsState, TraceState
 REST = range(BEFORE, BEFORE + AFTER)
 FOLDER = Path(__file__).resolve().parent / "data" / "torchopt_0_7"
 #: Where 0.7 had the classes of its states.
-MODULES = [
-    "add_decayed_weights",
-    "scale_by_adadelta",
-    "scale_by_adam",
-    "scale_by_adamax",
-    "scale_by_radam",
-    "scale_by_rms",
-    "scale_by_rss",
-    "scale_by_schedule",
-    "scale_by_stddev",
-    "trace",
-]
 every_case = pytest.mark.parametrize("name", CASES)
-
-
-@pytest.fixture(autouse=True)
-def modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (f"torchopt.transform.{module}" for module in MODULES):
-        if name not in sys.modules:
-            monkeypatch.setitem(sys.modules, name, transform)
 
 
 def load(name: str) -> dict[str, Any]:

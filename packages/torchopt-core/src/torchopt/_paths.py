@@ -42,6 +42,18 @@ _FAMILIES = {
     **{x: x for x in ("adadelta", "adagrad", "adam", "adamax", "radam", "rmsprop", "sgd")},
     "adamw": "adam",
 }
+_TRANSFORMS = (
+    "add_decayed_weights",
+    "scale_by_adadelta",
+    "scale_by_adam",
+    "scale_by_adamax",
+    "scale_by_radam",
+    "scale_by_rms",
+    "scale_by_rss",
+    "scale_by_schedule",
+    "scale_by_stddev",
+    "trace",
+)
 #: Path in 0.7, below `torchopt`, and the module of core that has its names.
 CORE = {
     **{f"alias.{name}": f"optim.{home}" for name, home in _FAMILIES.items()},
@@ -56,18 +68,10 @@ CORE = {
     "optim.meta.base": "optim._meta",
     "schedule.exponential_decay": "schedule._exponential",
     "schedule.polynomial": "schedule._polynomial",
-    "transform.add_decayed_weights": "transform",
+    # of which checkpoints of 0.7 want the classes of its states
+    **dict.fromkeys((f"transform.{name}" for name in _TRANSFORMS), "transform"),
     "transform.nan_to_num": "transform._elementary",
     "transform.scale": "transform._elementary",
-    "transform.scale_by_adadelta": "optim.adadelta",
-    "transform.scale_by_adam": "optim.adam",
-    "transform.scale_by_adamax": "optim.adamax",
-    "transform.scale_by_radam": "optim.radam",
-    "transform.scale_by_rms": "optim.rmsprop",
-    "transform.scale_by_rss": "optim.adagrad",
-    "transform.scale_by_schedule": "transform._elementary",
-    "transform.scale_by_stddev": "optim.rmsprop",
-    "transform.trace": "optim.sgd",
     "version": "",
 }
 
