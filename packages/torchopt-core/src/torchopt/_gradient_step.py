@@ -37,7 +37,7 @@ __all__ = [
     "Rate",
     "ScaleByScheduleState",
     "add_decayed",
-    "list_structure",
+    "tuple_structure",
 ]
 
 
@@ -59,9 +59,9 @@ def first_count() -> ScaleByScheduleState:
 
 
 @functools.lru_cache(maxsize=64)
-def list_structure(length: int) -> optree.PyTreeSpec:
-    """Return the tree structure of a list of leaves."""
-    return optree.tree_structure([0] * length, none_is_leaf=True)  # type: ignore[arg-type]
+def tuple_structure(length: int) -> optree.PyTreeSpec:
+    """Return the tree structure of a tuple of leaves."""
+    return optree.tree_structure((0,) * length, none_is_leaf=True)  # type: ignore[arg-type]
 
 
 def add_decayed(
@@ -366,7 +366,7 @@ class GradientStep(Rule):
 
     @functools.cached_property
     def _composite(self) -> Callable[..., tuple[Leaves, list[Leaves]]]:
-        template = self.direction.init([], Context(list_structure(0)))
+        template = self.direction.init([], Context(tuple_structure(0)))
         return functools.partial(_composite, self.direction, template)
 
     def require_kernel(self) -> None:
@@ -476,7 +476,7 @@ def _composite(
     is_chain = isinstance(direction, Chain)
     counts = [torch.tensor(t - 1, dtype=torch.int64, device="cpu") for t in numbers]
     own = _assemble(state, is_chain, moments, counts)
-    context = Context(list_structure(len(grads))).computing(inplace=False)
+    context = Context(tuple_structure(len(grads))).computing(inplace=False)
     context = context._replace(plan=prepare(direction, own, context))
     updates, new = direction.update(FactoredUpdates(grads), own, context)
     return updates.materialize(context), _take_apart(new, is_chain)[0]

@@ -218,13 +218,13 @@ def _wraps(rule: Rule) -> bool:
 
 
 def _reordered(state: Any, order: Order) -> Any:
-    """Return the state of a user's transformation of a tuple of leaves as of the list of them."""
+    """Return the state of a user's transformation of a tuple of leaves, in another order."""
 
     def is_column(x: Any) -> bool:
         return type(x) in (tuple, list) and len(x) == order.size
 
     return optree.tree_map(
-        lambda x: [x[position] for position in order.positions] if is_column(x) else x,
+        lambda x: type(x)([x[place] for place in order.positions]) if is_column(x) else x,
         state,
         is_leaf=is_column,
         none_is_leaf=True,

@@ -11,7 +11,7 @@ import optree
 
 from torchopt._chain import Chain
 from torchopt._driver import init
-from torchopt._gradient_step import SCHEDULE_STEP, list_structure
+from torchopt._gradient_step import SCHEDULE_STEP, tuple_structure
 from torchopt._masked import Masked
 from torchopt._rule import Rule
 from torchopt._state import Field, Kind
@@ -38,15 +38,15 @@ class _Opaque(NamedTuple):
 
     spec: optree.PyTreeSpec
     names: list[str]
-    # for each leaf whether it is a list with an entry for each parameter
-    per_parameter: list[bool]
+    # for each leaf what it is if it has an entry for each parameter, a tuple or a list
+    kinds: list[type | None]
 
 
 class Layout:
     """The entries of a chain's state, for a given number of parameters.
 
-    The state of a transformation that is a user's own is taken apart where it is a list with an
-    entry for each parameter, as one is that was made of the list of parameters.
+    The state of a transformation that is a user's own is taken apart where it is a tuple or a list
+    with an entry for each parameter, as one is that was made of the tuple of parameters.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class Layout:
         tree: Any,
         spec: optree.PyTreeSpec | None = None,
     ) -> None:
-        """Find the entries; the structure is that of the tree, a list by default."""
+        """Find the entries; the structure is that of the tree, a tuple by default."""
         self.chain = chain
         self.size = len(params)
-        self.spec = list_structure(self.size) if spec is None else spec
+        self.spec = tuple_structure(self.size) if spec is None else spec
         self._opaque: list[_Opaque] = []
         self._has_opaque = contains(chain, Foreign)
         found: list[tuple[Entry, tuple[Any, ...]]] = []
@@ -90,21 +90,21 @@ class Layout:
         self.is_partitioned = any(scope for _, scope in found) or contains(chain, Masked)
 
     def _is_column(self, node: Any) -> bool:
-        return isinstance(node, list) and len(node) == self.size
+        return type(node) in (tuple, list) and len(node) == self.size
 
     def _open(self, value: Any, scope: tuple[Any, ...]) -> list[Entry]:
         accessors, leaves, _ = optree.tree_flatten_with_accessor(value, is_leaf=self._is_column)
         spec = optree.tree_structure(value, is_leaf=self._is_column)
-        columns = [self._is_column(leaf) for leaf in leaves]
+        kinds = [type(leaf) if self._is_column(leaf) else None for leaf in leaves]
         names = [
             ".".join(str(getattr(part, "field", part.entry)) for part in accessor) or "state"
             for accessor in accessors
         ]
-        self._opaque.append(_Opaque(spec, names, columns))
+        self._opaque.append(_Opaque(spec, names, kinds))
         return [
             # of one part alone: it may look at the entries of all parameters
-            Entry(".".join(map(str, (*scope, name))), not column, False, None)
-            for name, column in zip(names, columns, strict=True)
+            Entry(".".join(map(str, (*scope, name))), kind is None, False, None)
+            for name, kind in zip(names, kinds, strict=True)
         ]
 
     def columns(self, state: Any) -> list[Any]:
@@ -146,8 +146,9 @@ class Layout:
         def take(field: Field, value: Any) -> Any:
             if field.kind is not Kind.OPAQUE:
                 return next(remaining)
-            spec = next(opaque).spec
-            return optree.tree_unflatten(spec, [next(remaining) for _ in range(spec.num_leaves)])
+            spec, _, kinds = next(opaque)
+            leaves = [next(remaining) if kind is None else kind(next(remaining)) for kind in kinds]
+            return optree.tree_unflatten(spec, leaves)
 
         return self.chain.map_state(take, self.template)
 

@@ -14,7 +14,7 @@ from torchopt._chain import Chain
 from torchopt._context import Evaluate
 from torchopt._driver import Extras, as_chain, check_params, init, initial_tree, open_step, run
 from torchopt._factory import Binder
-from torchopt._gradient_step import list_structure
+from torchopt._gradient_step import tuple_structure
 from torchopt._legacy_state import Order, converted, is_legacy
 from torchopt._masked import Masked
 from torchopt._partition import Partition
@@ -107,15 +107,15 @@ class MetaOptimizer:
         states: list[Any] = list(self.state_groups)
         for k, (group, params) in enumerate(zip(self._groups, every, strict=True)):
             group_grads = [next(grads) for _ in params]
-            spec = list_structure(len(params))
+            spec = tuple_structure(len(params))
             if isinstance(states[k], UninitializedState):
-                states[k] = init(rule, params, spec, params)
+                states[k] = init(rule, params, spec, tuple(params))
             if all(g is None for g in group_grads):
                 continue
             evaluate = None if function is None else group.evaluation(function)
             extras = Extras(value=value, value_and_grad=evaluate)
             own = (states[k],) if bare else states[k]
-            steps.append(open_step(links, group_grads, own, spec, params, params, extras))
+            steps.append(open_step(links, group_grads, own, spec, params, tuple(params), extras))
             stepped.append(k)
         results = run(steps, inplace=False, stepping=True)
         for k, (news, state) in zip(stepped, results, strict=True):
@@ -232,8 +232,8 @@ class Group:
         Raises:
             ValueError: If it belongs to another transformation or module, or fits two orders.
         """
-        params = self.params()
-        spec = list_structure(len(params))
+        params = tuple(self.params())
+        spec = tuple_structure(len(params))
         found: list[Any] = []
         problem = None
         for is_sorted in (True, False) if names_sorted is None else (names_sorted,):

@@ -128,8 +128,9 @@ class Optimizer(torch.optim.Optimizer):
     def _add_any(self, group: dict[str, Any]) -> None:
         """Add a group as torch does, but for its refusal of what is no leaf."""
         defaults = self.defaults
-        self.defaults = {**defaults, "differentiable": True}  # its one exception
+        group = {**defaults, **group}
         is_set = "differentiable" in group
+        self.defaults = {"differentiable": True}  # its one exception
         try:
             super().add_param_group(group)
         finally:

@@ -46,7 +46,7 @@ def split(impl: GradientTransformation, group: dict[str, Any]) -> list[dict[str,
     made = at(impl, way)
     parts: Mapping[Any, GradientTransformation] = made.hyperparameters["transformations"]
     labels, params = made.hyperparameters["labels"], group["params"]
-    tree: Any = list(params)
+    tree: Any = tuple(params)
     if tree and isinstance(tree[0], tuple) and len(tree[0]) == 2 and not isinstance(labels, list):
         tree = OrderedDict(tree)
     elif tree and isinstance(tree[0], tuple):
@@ -183,7 +183,7 @@ class Unit:
     def layout(self, params: Sequence[torch.Tensor]) -> Layout:
         """Return how the state lies in that of the optimizer."""
         if self._layout is None:
-            self._layout = Layout(self.chain, params, list(params))
+            self._layout = Layout(self.chain, params, tuple(params))
             self._names = {entry.name for entry in self._layout.entries if not entry.is_shared}
         return self._layout
 
@@ -214,7 +214,7 @@ class Unit:
             layout.state(columns),
             layout.spec,
             params,
-            params,
+            tuple(params),
             extras,
             self.learned,
         )
@@ -256,7 +256,7 @@ class Unit:
         self, layout: Layout, params: list[torch.Tensor], rows: list[Any], new: list[int]
     ) -> list[Any]:
         """Return the rows with what is missing for some parameters; kept until the step is made."""
-        initial = layout.initial(params, list(params), new)
+        initial = layout.initial(params, tuple(params), new)
         rows = [dict(row) if i in new or i == 0 else row for i, row in enumerate(rows)]
         begun = {i for i in new if any(e.name in rows[i] for e in layout.entries if e.is_moment)}
         for entry, column in zip(layout.entries, initial, strict=True):
@@ -304,7 +304,9 @@ class Unit:
         found = self._found(layout, params, state)
         if found is None:
             return None
-        context = Context(layout.spec, tree=params, params=list(params)).computing(inplace=False)
+        context = Context(layout.spec, tree=tuple(params), params=list(params)).computing(
+            inplace=False
+        )
         swap = self.chain.evaluated_at if evaluate else self.chain.trained_at
         return swap(list(params), found, context)
 
