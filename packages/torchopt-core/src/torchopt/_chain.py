@@ -21,6 +21,7 @@ __all__ = [
     "Chain",
     "Identity",
     "expand_state",
+    "is_same",
     "merge_state",
     "prepare",
     "select_state",
@@ -158,8 +159,15 @@ def select_state(rule: Rule, state: Any, chosen: Sequence[int]) -> Any:
     return rule.map_state(select, state)
 
 
+def is_same(new: Any, old: Any) -> bool:
+    """Return whether a state is the very one that it was; a compiler that traces cannot tell."""
+    return not torch.compiler.is_compiling() and new is old
+
+
 def merge_state(rule: Rule, new: Any, selected: Any, state: Any, chosen: Sequence[int]) -> Any:
     """Return the state of all leaves, given the new one of some, as selected before."""
+    if is_same(new, selected):
+        return state
 
     def merge(field: Field, found: Any, before: Any, every: Any) -> Any:
         if field.is_shared:

@@ -156,6 +156,10 @@ class Context(NamedTuple):
         """Return the context of a direction: with the learning rate around it, and its plan."""
         return Context._make((*self[:-2], lr, plan))
 
+    def part(self, restricted: Context, plan: Any) -> Context:
+        """Return the context of fewer leaves as restricted before, with the arithmetic of now."""
+        return Context._make((*restricted[:-4], self.fresh, self.reuse, self.lr, plan))
+
     @property
     def safe(self) -> Context:
         """The context of a step of which nothing may be overwritten."""

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 from torchopt import _extensions, kernels
 from torchopt._arithmetic import Operand, pick, product
-from torchopt._chain import Chain, merge_state, prepare, select_state, update
+from torchopt._chain import Chain, is_same, merge_state, prepare, select_state, update
 from torchopt._context import Context, is_eager
 from torchopt._mask import mask_positions
 from torchopt._rule import Rule
@@ -109,7 +109,6 @@ class Rate:
 
 class _Plan(NamedTuple):
     rate: Operand
-    next_rate: EmptyState | ScaleByScheduleState
     # the positions of the leaves that decay; None for all
     decays: tuple[int, ...] | None
     # the plan of the direction
@@ -172,33 +171,43 @@ class GradientStep(Rule):
         return direction, ScaleByScheduleState(count)
 
     def prepare(self, state: Any, context: Context) -> _Plan:
-        rate, next_rate = self._rate(state[1], context)
+        rate = self._rate(state[1], context)
         number = _as_number(rate)  # in double precision, as in torch
         rate = rate if number is None else number
         own = context._replace(lr=rate) if self.direction.absorbs_rate else context
         direction = prepare(self.direction, state[0], own)
         decays = chosen_leaves(self.mask, context) if self._decays else None
-        return _Plan(rate, next_rate, decays, direction)
+        return _Plan(rate, decays, direction)
 
     def rate(self, context: Context) -> Operand | None:
         plan: _Plan = context.plan
         return plan.rate
 
-    def _rate(
-        self, state: Any, context: Context
-    ) -> tuple[Operand, EmptyState | ScaleByScheduleState]:
-        """Return the learning rate, and the next state of its schedule."""
+    def _rate(self, state: Any, context: Context) -> Operand:
+        """Return the learning rate."""
         if isinstance(self.lr, Rate):
-            return self.lr.value, state
+            return self.lr.value
         if isinstance(self.lr, (int, float)) or is_scalar_tensor(self.lr):
-            return self.lr, state
+            return self.lr
         if not is_schedule(self.lr):
-            return context.factors(self.lr, "lr", context.like or []), state
-        count = state.count
-        if isinstance(self.lr, BaseSchedule) and is_eager(count):
-            count = int(count)  # plain arithmetic, which takes less than operations on tensors
-        rate = check_rate("the schedule of `lr`", self.lr(count))
-        return rate, ScaleByScheduleState(count=state.count + 1)
+            return context.factors(self.lr, "lr", context.like or [])
+        if isinstance(self.lr, BaseSchedule) and is_eager(state.count):
+            count = int(state.count)  # plain arithmetic takes less than operations on tensors
+        else:
+            count = state.count.clone()  # a user's function may keep it
+        return check_rate("the schedule of `lr`", self.lr(count))
+
+    def _next(self, direction: Any, state: Any, context: Context) -> Any:
+        """Return the next state, given that of the direction."""
+        rate = state[1]
+        if isinstance(rate, ScaleByScheduleState):
+            if context.inplace:
+                rate.count.add_(1)
+            else:
+                rate = ScaleByScheduleState(count=rate.count + 1)
+        if is_same(direction, state[0]) and is_same(rate, state[1]):
+            return state
+        return direction, rate
 
     def update(
         self, updates: FactoredUpdates, state: Any, context: Context
@@ -213,10 +222,10 @@ class GradientStep(Rule):
                 result = FactoredUpdates(leaves, borrowed=False)
                 if rate is None:
                     result = self._scale_and_decay(result, context)
-                return result, (new, plan.next_rate)
+                return result, self._next(new, state, context)
             updates = found
         result, new = self._direct(updates, state[0], context)
-        return self._scale_and_decay(result, context), (new, plan.next_rate)
+        return self._scale_and_decay(result, context), self._next(new, state, context)
 
     def step(self, updates: FactoredUpdates, state: Any, context: Context) -> tuple[Leaves, Any]:
         plan: _Plan = context.plan
@@ -229,14 +238,12 @@ class GradientStep(Rule):
                 leaves, new = found
                 if rate is None:
                     leaves = self._apply(FactoredUpdates(leaves, borrowed=False), context)
-                if new is state[0] and plan.next_rate is state[1]:
-                    return leaves, state
-                return leaves, (new, plan.next_rate)
+                return leaves, self._next(new, state, context)
             updates = found
         if self._is_separable(plan, context):
             return self._step_in_parts(updates, state, context)
         result, new = self._direct(updates, state[0], context)
-        return self._apply(result, context), (new, plan.next_rate)
+        return self._apply(result, context), self._next(new, state, context)
 
     def _is_separable(self, plan: _Plan, context: Context) -> bool:
         """Return whether large leaves can be stepped one after the other, in place."""
@@ -285,7 +292,7 @@ class GradientStep(Rule):
             for i, x in zip(part, self._apply(result, own), strict=True):
                 leaves[i] = x
             part, size = [], 0
-        return leaves, (direction, context.plan.next_rate)
+        return leaves, self._next(direction, state, context)
 
     @property
     def _decays(self) -> bool:
@@ -307,7 +314,8 @@ class GradientStep(Rule):
     def _scale_and_decay(self, direction: FactoredUpdates, context: Context) -> FactoredUpdates:
         """Return the updates."""
         plan: _Plan = context.plan
-        updates = direction.scaled(self._factor(plan))
+        factor = -1.0 if self.direction.absorbs_rate else product(plan.rate, -1.0)
+        updates = direction.scaled(factor)
         if not (self._decays and self.decoupled):
             return updates
         factor = product(product(plan.rate, -1.0), self.weight_decay)
@@ -321,10 +329,9 @@ class GradientStep(Rule):
         assert params is not None
         if self._decays and self.decoupled:
             params = self._shrunk(params, plan, context)
-        return direction.scaled(self._factor(plan)).add_to(params, context)
-
-    def _factor(self, plan: _Plan) -> Operand:
-        return -1.0 if self.direction.absorbs_rate else product(plan.rate, -1.0)
+        if not self.direction.absorbs_rate:
+            direction = direction.scaled(plan.rate)
+        return direction.add_to(params, context, -1.0)
 
     def _shrunk(self, params: Leaves, plan: _Plan, context: Context) -> Leaves:
         """Return ``params * (1 - rate * weight_decay)`` for the leaves that decay."""

@@ -20,7 +20,7 @@ def mask_positions(mask: Any, context: Context) -> list[int]:
             parameters (of updates, where the parameters are not given) to one.
         context: The context.
     """
-    if mask is None:
+    if mask is None or mask is True:
         return list(range(context.size))
     if not isinstance(mask, (bool, dict, list, tuple)) and callable(mask):
         mask = mask(tree_of(context))

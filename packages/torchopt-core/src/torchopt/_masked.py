@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torchopt._chain import expand_state, merge_state, prepare, select_state, step, update
+from torchopt._chain import expand_state, is_same, merge_state, prepare, select_state, step, update
 from torchopt._context import Context
 from torchopt._factory import transformation
 from torchopt._mask import mask_positions
@@ -29,9 +29,14 @@ class MaskedState(NamedTuple):
 
 
 class _MaskedPlan(NamedTuple):
-    # the positions of the leaves it applies to
-    chosen: list[int]
-    inner: Any
+    # the positions of the leaves that are not masked out; None: all
+    chosen: list[int] | None
+    # the context of these leaves, before it is known how to compute
+    context: Context
+    # their state
+    selected: Any
+    # what the inner rule prepared
+    plan: Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,18 +65,24 @@ class Masked(Rule):
 
     def prepare(self, state: Any, context: Context) -> _MaskedPlan:
         chosen = mask_positions(self.mask, context)
+        if len(chosen) == context.size:
+            inner = state.inner_state
+            return _MaskedPlan(None, context, inner, prepare(self.inner, inner, context))
         selected = select_state(self.inner, state.inner_state, chosen)
-        return _MaskedPlan(chosen, prepare(self.inner, selected, context.restrict(chosen)))
+        own = context.restrict(chosen)
+        return _MaskedPlan(chosen, own, selected, prepare(self.inner, selected, own))
 
     def update(
         self, updates: FactoredUpdates, state: Any, context: Context
     ) -> tuple[FactoredUpdates, Any]:
-        chosen, plan = context.plan
+        chosen, restricted, selected, plan = context.plan
+        own = context.part(restricted, plan)
+        if chosen is None:
+            updates, new = update(self.inner, updates, selected, own)
+            return updates, MaskedState(new)
         if not chosen:
             return updates, state
         leaves = list(updates.owned(context))
-        own = context.restrict(chosen)._replace(plan=plan)
-        selected = select_state(self.inner, state.inner_state, chosen)
         mine = FactoredUpdates([leaves[k] for k in chosen])
         found, new = update(self.inner, mine, selected, own)
         for k, x in zip(chosen, found.owned(own), strict=True):
@@ -80,7 +91,11 @@ class Masked(Rule):
         return FactoredUpdates(leaves, borrowed=False), MaskedState(merged)
 
     def step(self, updates: FactoredUpdates, state: Any, context: Context) -> tuple[Leaves, Any]:
-        chosen, plan = context.plan
+        chosen, restricted, selected, plan = context.plan
+        own = context.part(restricted, plan)
+        if chosen is None:
+            leaves, new = step(self.inner, updates, selected, own)
+            return leaves, state if is_same(new, selected) else MaskedState(new)
         params = context.params
         assert params is not None
         result = list(params)
@@ -91,13 +106,11 @@ class Masked(Rule):
                 result[k] = x
         if not chosen:
             return result, state
-        own = context.restrict(chosen)._replace(plan=plan)
-        selected = select_state(self.inner, state.inner_state, chosen)
         leaves, new = step(self.inner, updates.of(chosen), selected, own)
         for k, x in zip(chosen, leaves, strict=True):
             result[k] = x
         merged = merge_state(self.inner, new, selected, state.inner_state, chosen)
-        return result, MaskedState(merged)
+        return result, state if is_same(new, selected) else MaskedState(merged)
 
     def evaluated_at(self, params: Leaves, state: Any, context: Context) -> Leaves:
         return self._swapped(self.inner.evaluated_at, params, state, context)

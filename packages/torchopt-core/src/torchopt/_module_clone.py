@@ -18,6 +18,7 @@ from torchopt._module_state import (
     carry_tree,
     containers,
     reject_target,
+    submodules,
 )
 from torchopt.base import GradientTransformation
 from torchopt.nn._meta_gradient_module import MetaGradientModule
@@ -167,6 +168,7 @@ _COPYING = {"__deepcopy__", "__getstate__", "__new__", "__reduce__", "__reduce_e
 _COPYING |= {"__setstate__", "__slots__"}
 # what a module does not take along
 _COMPILED = "_compiled_call_impl"
+_OWN_CONTAINERS = {name for name, x in vars(nn.Module()).items() if isinstance(x, (dict, set))}
 _IMMUTABLE = {type(None), bool, int, float, complex, str, bytes, type, FunctionType}
 
 
@@ -205,8 +207,15 @@ class _Copier:
             return memo.setdefault(id(x), set())
         if isinstance(x, nn.Module) and _is_copied_by_attributes(kind):
             module = memo[id(x)] = kind.__new__(kind)
-            state = {name: value for name, value in vars(x).items() if name != _COMPILED}
-            module.__dict__.update({name: self.copied(value) for name, value in state.items()})
+            copied, attributes = self.copied, module.__dict__
+            for name, value in vars(x).items():
+                if type(value) in _IMMUTABLE:
+                    attributes[name] = value
+                elif not value and name in _OWN_CONTAINERS:  # a module has a dozen of these
+                    attributes[name] = type(value)()
+                else:
+                    attributes[name] = copied(value)
+            attributes.pop(_COMPILED, None)
             return module
         self.prepare(x, self.carry)
         return copy.deepcopy(x, memo)
@@ -216,7 +225,7 @@ def _has_meta_parameters(target: Any) -> bool:
     """Return whether some of what is to be copied refers to the meta-parameters of others."""
     if not isinstance(target, nn.Module):
         return True  # perhaps
-    return any(isinstance(module, MetaGradientModule) for module in target.modules())
+    return any(isinstance(module, MetaGradientModule) for module in submodules(target))
 
 
 @functools.lru_cache(maxsize=256)

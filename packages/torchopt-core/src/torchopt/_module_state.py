@@ -82,22 +82,29 @@ def _detached_copy(tensor: torch.Tensor, device: Device | None) -> torch.Tensor:
 class Container(NamedTuple):
     """The parameters or the buffers of one submodule."""
 
-    # the submodule's dotted name
-    path: str
+    # the module that the submodule is in, for its name
+    module: nn.Module
     submodule: nn.Module
     # the submodule's own dict: what is written here is written to the module
     entries: dict[str, torch.Tensor | None]
 
     @property
+    def path(self) -> str:
+        """The dotted name of the submodule."""
+        names = {submodule: path for path, submodule in self.module.named_modules()}
+        return str(names[self.submodule])
+
+    @property
     def owner(self) -> str:
         """The submodule, for messages."""
-        kind = type(self.submodule).__name__
-        return f"{kind} '{self.path}'" if self.path else kind
+        kind, path = type(self.submodule).__name__, self.path
+        return f"{kind} '{path}'" if path else kind
 
     @property
     def prefix(self) -> str:
         """What the names of the tensors start with."""
-        return f"{self.path}." if self.path else ""
+        path = self.path
+        return f"{path}." if path else ""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the entries that are not ``None``."""
@@ -108,15 +115,32 @@ class Container(NamedTuple):
         return {name: carry(x) for name, x in self.tensors().items()}
 
 
+def _is_tensor(x: object) -> bool:
+    return x is not None
+
+
+def submodules(module: nn.Module) -> list[nn.Module]:
+    """Return what `module.modules()` yields, sooner."""
+    found: dict[nn.Module, None] = {}
+
+    def visit(x: nn.Module) -> None:
+        found[x] = None
+        for child in x._modules.values():
+            if child is not None and child not in found:
+                visit(child)
+
+    visit(module)
+    return list(found)
+
+
 def containers(module: nn.Module, kind: Literal["parameters", "buffers"]) -> list[Container]:
     """Return the containers of ``module`` that hold a tensor, in the order of its modules."""
     attribute = f"_{kind}"
-    found = [
-        Container(path, submodule, entries)
-        for path, submodule in module.named_modules()
-        if (entries := getattr(submodule, attribute))
+    return [
+        Container(module, submodule, entries)
+        for submodule in submodules(module)
+        if (entries := getattr(submodule, attribute)) and any(map(_is_tensor, entries.values()))
     ]
-    return [one for one in found if any(x is not None for x in one.entries.values())]
 
 
 @overload

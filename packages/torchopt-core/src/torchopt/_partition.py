@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torchopt._arithmetic import Operand, PerLeaf
-from torchopt._chain import expand_state, merge_state, prepare, select_state, step, update
+from torchopt._chain import expand_state, is_same, merge_state, prepare, select_state, step, update
 from torchopt._context import Context
 from torchopt._factory import transformation
 from torchopt._mask import resolve_prefix, tree_of
@@ -33,6 +33,10 @@ class _Part(NamedTuple):
     label: Hashable
     rule: Rule
     chosen: list[int]
+    # the context of these leaves, before it is known how to compute
+    context: Context
+    # their state
+    selected: Any
     # what the rule prepared
     plan: Any
 
@@ -99,12 +103,13 @@ class Partition(Rule):
             if chosen:
                 rule = self.rules[label]
                 selected = select_state(rule, state.inner_states[label], chosen)
-                plan = prepare(rule, selected, context.restrict(chosen))
-                parts.append(_Part(label, rule, chosen, plan))
+                own = context.restrict(chosen)
+                plan = prepare(rule, selected, own)
+                parts.append(_Part(label, rule, chosen, own, selected, plan))
         return parts
 
     def rate(self, context: Context) -> Operand | None:
-        rates = [part.rule.rate(context._replace(plan=part.plan)) for part in context.plan]
+        rates = [part.rule.rate(context.planned(part.plan)) for part in context.plan]
         if len(rates) == 1:
             rate: Operand | None = rates[0]
             return rate
@@ -122,9 +127,8 @@ class Partition(Rule):
         leaves: list[Any] = [None] * context.size
         states = dict(state.inner_states)
         grads = updates.materialize(context)
-        for label, rule, chosen, plan in context.plan:
-            own = context.restrict(chosen)._replace(plan=plan)
-            selected = select_state(rule, states[label], chosen)
+        for label, rule, chosen, restricted, selected, plan in context.plan:
+            own = context.part(restricted, plan)
             mine = FactoredUpdates([grads[k] for k in chosen])
             found, new = update(rule, mine, selected, own)
             for k, x in zip(chosen, found.owned(own), strict=True):
@@ -136,13 +140,14 @@ class Partition(Rule):
         assert context.params is not None
         leaves = list(context.params)
         states = dict(state.inner_states)
-        for label, rule, chosen, plan in context.plan:
-            own = context.restrict(chosen)._replace(plan=plan)
-            selected = select_state(rule, states[label], chosen)
+        for label, rule, chosen, restricted, selected, plan in context.plan:
+            own = context.part(restricted, plan)
             stepped, new = step(rule, updates.of(chosen), selected, own)
             for k, x in zip(chosen, stepped, strict=True):
                 leaves[k] = x
             states[label] = merge_state(rule, new, selected, states[label], chosen)
+        if all(map(is_same, states.values(), state.inner_states.values())):
+            return leaves, state
         return leaves, PartitionState(states)
 
     def evaluated_at(self, params: Leaves, state: Any, context: Context) -> Leaves:

@@ -78,8 +78,13 @@ class FactoredUpdates(NamedTuple):
             return [x.clone() for x in self.numerators]
         return self.materialize(context)
 
-    def add_to(self, targets: Leaves, context: Context) -> Leaves:
-        """Return ``targets`` plus the updates, reusing the memory of the targets."""
+    def add_to(self, targets: Leaves, context: Context, factor: float = 1.0) -> Leaves:
+        """Return ``targets`` plus ``factor`` times the updates, in the memory of the targets."""
+        if isinstance(self.scale, list):
+            # the products have the factor for nothing
+            return context.reuse.add_scaled(targets, self.materialize(context), factor)
+        if factor != 1:
+            return self.scaled(factor).add_to(targets, context)
         if self.roots is None:
             return context.reuse.add_scaled(targets, self.numerators, self.scale)
         if context.inplace and isinstance(self.scale, (int, float)) and not self._is_half():
