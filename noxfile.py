@@ -228,6 +228,7 @@ def bench(session: nox.Session) -> None:
     session.run("python", "benchmarks/run.py", *session.posargs)
     if not session.posargs:
         session.run("python", "benchmarks/composition.py")
+        session.run("python", "benchmarks/overhead.py")
         session.run("python", "benchmarks/transforms.py")
 
 

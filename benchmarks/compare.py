@@ -17,7 +17,7 @@ __all__ = ["Budget", "Contender", "Spread", "Worker", "compare", "compare_above"
 HERE = Path(__file__).resolve().parent
 
 # glibc keeps memory that was freed, or returns it to the system, by the luck of its layout, and
-# then zeroing new pages can take longer than the arithmetic: workers always keep it
+# then zeroing new pages can take longer than the arithmetic: workers keep it, but for one column
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 
 # relative, of median magnitudes in float32
@@ -65,14 +65,15 @@ def environment(python: str, ours: str) -> dict[str, str]:
 class Worker:
     """A process that builds and times cases under some Python; see ``worker.py``."""
 
-    def __init__(self, python: str, ours: str) -> None:
-        """Start it."""
+    def __init__(self, python: str, ours: str, keep_memory: bool = True) -> None:
+        """Start it, with an allocator that keeps memory or as a user would."""
+        self.python = python
         self._process = subprocess.Popen(
             [python, str(HERE / "worker.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment(python, ours) | KEEP_MEMORY,
+            env=environment(python, ours) | (KEEP_MEMORY if keep_memory else {}),
         )
         self.versions: dict[str, str] = self.ask(op="versions")
 

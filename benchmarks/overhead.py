@@ -146,8 +146,49 @@ def task(torchopt: Any, name: str, options: dict[str, Any]) -> Callable[[], None
     return run
 
 
-def floor() -> Operation:
-    """The task with bare gradient descent, which no library can do without."""
+def bare() -> dict[str, Operation]:
+    """Gradient descent by hand: what no library can do without."""
+    net, loss = agent()
+    params = list(net.parameters())
+    slots = [(m._parameters, n) for m in net.modules() for n in m._parameters]
+
+    def put(values: list[torch.Tensor]) -> None:
+        for (place, name), p in zip(slots, values, strict=True):
+            place[name] = p  # type: ignore[assignment]
+
+    def descend(value: torch.Tensor, now: list[torch.Tensor]) -> list[torch.Tensor]:
+        grads = torch.autograd.grad(value, now, create_graph=True)
+        stepped = [torch.sub(p, g, alpha=0.1) for p, g in zip(now, grads, strict=True)]
+        put(stepped)
+        return stepped
+
+    def meta_step() -> float:
+        value = loss()
+        begin = time.process_time()
+        descend(value, params)
+        taken = time.process_time() - begin
+        put(params)
+        return taken
+
+    def outer_backward() -> float:
+        descend(loss(), params)
+        value = loss()
+        begin = time.process_time()
+        torch.autograd.grad(value, params)
+        taken = time.process_time() - begin
+        put(params)
+        return taken
+
+    return {
+        "MetaSGD.step": timed_inside(meta_step),
+        "outer backward": timed_inside(outer_backward),
+        "task of MAML, SGD": (episode := timed(bare_task())),
+        "task of MAML, Adam": episode,
+    }
+
+
+def bare_task() -> Callable[[], None]:
+    """The task with gradient descent by hand."""
     torch.manual_seed(0)
     net, x, y = network(1, 40, 40, 1), torch.randn(10, 1), torch.randn(10, 1)
     params = list(net.parameters())
@@ -164,7 +205,7 @@ def floor() -> Operation:
         for (place, name), p in zip(slots, params, strict=True):
             place[name] = p
 
-    return timed(run)
+    return run
 
 
 def adapted(
@@ -211,12 +252,14 @@ def of_learn2learn() -> dict[str, Operation]:
 
 
 CONTENDERS: dict[str, Callable[[], dict[str, Operation]]] = {
-    "ours": lambda: of_torchopt(True) | {"floor": floor()},
+    "ours": lambda: of_torchopt(True),
     "ours, without accel": lambda: of_torchopt(False),
     "TorchOpt 0.7.3": lambda: without_rates(of_torchopt(True)),
     "learn2learn": of_learn2learn,
+    "by hand": bare,
 }
-AT_MOST = 0.9
+# by contender; by hand there is no target
+TARGETS = {"ours, without accel": 1.05, "TorchOpt 0.7.3": 0.9, "learn2learn": 0.9}
 
 
 def without_rates(operations: dict[str, Operation]) -> dict[str, Operation]:
@@ -255,7 +298,7 @@ def main() -> None:
     if options.serve:
         serve(options.serve)
         return
-    pythons = {"ours": sys.executable, "ours, without accel": sys.executable}
+    pythons = dict.fromkeys(("ours", "ours, without accel", "by hand"), sys.executable)
     if options.peer:
         pythons |= {"TorchOpt 0.7.3": options.peer, "learn2learn": options.peer}
     processes = {name: start(name, python) for name, python in pythons.items()}
@@ -286,13 +329,14 @@ def main() -> None:
             ratio = statistics.median(
                 a[key] / b[key] for a, b in zip(ours, turns[name], strict=True)
             )
-            bound = 1.05 if "without" in name else AT_MOST
-            cells.append(f"{ratio:.2f} {'met' if ratio <= bound else f'NOT <= {bound}'}")
+            bound = TARGETS.get(name)
+            met = "" if bound is None else "met" if ratio <= bound else f"NOT <= {bound}"
+            cells.append(f"{ratio:.2f} {met:11}")
         median = statistics.median(turn[key] for turn in ours) * 1e6
         print(f"{key:32} {median:8.1f}  " + "  ".join(f"{cell:>19}" for cell in cells))
-    excess = statistics.median(turn["task of MAML, Adam"] - turn["floor"] for turn in ours)
-    share = excess / statistics.median(turn["floor"] for turn in ours)
-    print(f"\ntask of MAML, Adam: {excess * 1e3:.2f} ms above the floor, {share:.2f} of it")
+    pairs = list(zip(ours, turns["by hand"], strict=True))
+    excess = statistics.median(a["task of MAML, Adam"] - b["task of MAML, Adam"] for a, b in pairs)
+    print(f"\ntask of MAML, Adam: {excess * 1e3:.2f} ms more than with bare descent by hand")
 
 
 if __name__ == "__main__":

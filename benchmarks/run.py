@@ -12,7 +12,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -76,14 +76,35 @@ class _Silent:
 
 
 @contextmanager
-def workers(*pythons: str) -> Iterator[list[Worker]]:
+def workers(*pythons: str, keep_memory: bool = True) -> Iterator[list[Worker]]:
     """Start a worker for each Python and end them all."""
     with ExitStack() as stack:
         started = []
         for python in pythons:
-            started.append(Worker(python, OURS))
+            started.append(Worker(python, OURS, keep_memory))
             stack.callback(started[-1].close)
         yield started
+
+
+# the largest tensors once more, in processes whose allocator has its defaults
+DEFAULTS = "12 x 1M, default"
+
+
+def compare_shapes(
+    setup: Setup, shapes: Sequence[str], pair: tuple[Contender, Contender], **case: str
+) -> list[Spread | float]:
+    """Compare two contenders for each shape; `DEFAULTS` in processes of its own."""
+    found: list[Spread | float] = []
+    for shape in shapes:
+        if shape != DEFAULTS:
+            found.append(compare(*pair, setup.budget, **case, tensors=shape))
+            continue
+        pythons = [contender.worker.python for contender in pair]
+        with workers(*dict.fromkeys(pythons), keep_memory=False) as started:
+            plain = dict(zip(dict.fromkeys(pythons), started, strict=True))
+            a, b = (x._replace(worker=plain[x.worker.python]) for x in pair)
+            found.append(compare(a, b, setup.budget, **case, tensors="12 x 1M"))
+    return found
 
 
 def table(
@@ -106,16 +127,14 @@ def table(
     few = setup.quick or task == "meta"
     names = FEW if few and task != "step" else tuple(OPTIMIZERS)
     rows = []
-    with progress(len(names) * len(setup.shapes), task) as bar:
+    shapes = [*setup.shapes, DEFAULTS]
+    with progress(len(names), task) as bar:
         for name in names:
-            ratios: list[Spread] = []
-            for tensors in setup.shapes:
-                ratio = compare(*pair, setup.budget, task=task, optimizer=name, tensors=tensors)
-                ratios.append(ratio)
-                bar.update()
-            targets = [bounds[name](x) if name in bounds else None for x in setup.shapes]
+            ratios = compare_shapes(setup, shapes, pair, task=task, optimizer=name)
+            bar.update()
+            targets = [bounds[name](x) if name in bounds else None for x in shapes]
             rows.append(Row(name, ratios, targets))
-    return render(title, "optimizer", setup.shapes, rows)
+    return render(title, "optimizer", shapes, rows)
 
 
 def step(setup: Setup) -> Iterator[str]:
@@ -198,13 +217,11 @@ def accelerated(setup: Setup) -> Iterator[str]:
     with workers(OURS) as (worker,):
         ours, core = Contender(worker, OURS_COMPILED), Contender(worker, "torchopt")
         yield _accelerated_in_place(setup, worker)
-        ratios = [
-            compare(core, ours, setup.budget, task="functional", optimizer="adam", tensors=tensors)
-            for tensors in NETWORKS
-        ]
-        rows = [Row("adam", ratios, [None] * len(NETWORKS))]
+        shapes = [*NETWORKS, DEFAULTS]
+        case = {"task": "functional", "optimizer": "adam"}
+        rows = [Row("adam", compare_shapes(setup, shapes, (core, ours), **case), [None] * 6)]
         title = f"Forward and backward through {STEPS} updates: time of the core's arithmetic / "
-        yield render(f"{title}time of the compiled step", "optimizer", NETWORKS, rows)
+        yield render(f"{title}time of the compiled step", "optimizer", shapes, rows)
         yield _traffic(setup, worker)
     if setup.peer is None:
         yield f"Compiled steps of the peer\n\nskipped: set {PEER} to a Python that has it\n"
@@ -225,11 +242,11 @@ def _adam(contender: Contender, tensors: str) -> dict[str, str]:
 
 def _accelerated_in_place(setup: Setup, worker: Worker) -> str:
     ours, fused = Contender(worker, OURS_COMPILED), Contender(worker, "torch fused")
-    shapes = ["MLP 1-40-40-1", "6 small", "200 small", "12 x 1M"]
+    shapes = ["MLP 1-40-40-1", "6 small", "200 small", "12 x 1M", DEFAULTS]
     rows = []
     for name in ("sgd, momentum", "adam", "adamw", "adagrad"):
         case = {"task": "step", "optimizer": name}
-        ratios = [compare(ours, fused, setup.budget, **case, tensors=x) for x in shapes]
+        ratios = compare_shapes(setup, shapes, (ours, fused), **case)
         targets = [Bound(AT_MOST, 1.1 if "1M" in x else 1.3) for x in shapes]
         rows.append(Row(name, ratios, targets if name == "adam" else [None] * len(shapes)))
     title = "In-place step: time of ours, compiled / time of torch.optim with fused=True"

@@ -226,7 +226,7 @@ class Chain(Rule):
 
     def __post_init__(self) -> None:
         # known before a compiler traces a step
-        _ = self.head, self.joint
+        _ = self.head, self.joint, self.reevaluates
 
     def children(self) -> tuple[Rule, ...]:
         return self.rules
@@ -235,6 +235,10 @@ class Chain(Rule):
     def head(self) -> int:
         """How many rules there are up to the last one that is fallible."""
         return max((k + 1 for k, rule in enumerate(self.rules) if rule.fallible), default=0)
+
+    @functools.cached_property
+    def reevaluates(self) -> bool:
+        return any(rule.reevaluates for rule in self.rules)
 
     @functools.cached_property
     def joint(self) -> bool:

@@ -35,17 +35,14 @@ def gradients(
         ValueError: If it depends on none of the parameters.
     """
     check_loss(loss)
-    wanted = [i for i, p in enumerate(params) if p is not None and p.requires_grad]
-    grads: list[torch.Tensor | None] = [None] * len(params)
+    wanted = [p for p in params if p is not None and p.requires_grad]
+    grads: list[torch.Tensor | None] = []
     if wanted:
-        found = torch.autograd.grad(
-            loss,
-            [p for p in params if p is not None and p.requires_grad],
-            create_graph=create_graph,
-            allow_unused=True,
-        )
-        for i, grad in zip(wanted, found, strict=True):
-            grads[i] = grad
-    if all(grad is None for grad in grads):
+        found = torch.autograd.grad(loss, wanted, create_graph=create_graph, allow_unused=True)
+        grads.extend(found)
+    if len(wanted) < len(params):
+        remaining = iter(grads)
+        grads = [next(remaining) if p is not None and p.requires_grad else None for p in params]
+    if not [grad for grad in grads if grad is not None]:
         raise ValueError(f"`loss` does not depend on any parameter of {owner}")
     return grads

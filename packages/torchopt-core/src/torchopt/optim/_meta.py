@@ -96,9 +96,10 @@ class MetaOptimizer:
         function = None if isinstance(loss, torch.Tensor) or not callable(loss) else loss
         value: Any = loss if function is None else function()
         owner = "the optimizer's modules"
-        grads = iter(gradients(value, list(chain.from_iterable(every)), owner, create_graph=True))
+        params_of_all = every[0] if len(every) == 1 else list(chain.from_iterable(every))
+        grads = gradients(value, params_of_all, owner, create_graph=True)
         rule, links = self._rules()
-        if rule.reevaluates and function is None:
+        if links.reevaluates and function is None:
             raise ValueError(
                 "the transformation evaluates the loss again in a step: pass `step` a function "
                 "that computes the loss, instead of the loss"
@@ -106,11 +107,11 @@ class MetaOptimizer:
         steps, stepped, bare = [], [], rule is not links
         states: list[Any] = list(self.state_groups)
         for k, (group, params) in enumerate(zip(self._groups, every, strict=True)):
-            group_grads = [next(grads) for _ in params]
+            group_grads, grads = grads[: len(params)], grads[len(params) :]
             spec = tuple_structure(len(params))
             if isinstance(states[k], UninitializedState):
                 states[k] = init(rule, params, spec, tuple(params))
-            if all(g is None for g in group_grads):
+            if not [g for g in group_grads if g is not None]:
                 continue
             evaluate = None if function is None else group.evaluation(function)
             extras = Extras(value=value, value_and_grad=evaluate)
