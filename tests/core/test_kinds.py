@@ -10,7 +10,7 @@ import pytest
 import torch
 from _table import assert_agree, assert_same, bowl_at
 from torch import nn
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import torchopt
 from torchopt import pytree, rules
@@ -351,3 +351,45 @@ def test_labels_that_do_not_fit_are_named() -> None:
         impl = torchopt.partition({"a": torchopt.sgd()}, labels)
         with pytest.raises(ValueError, match=message):
             impl.init([torch.ones(1), torch.ones(1)])
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_the_loss_is_evaluated_with_gradients(inplace: bool) -> None:
+    def value_and_grad(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        p = p.detach().requires_grad_()
+        loss = p.square().sum()
+        return loss, torch.autograd.grad(loss, p)[0]
+
+    w = torch.ones(2)
+    sam = torchopt.sam(torchopt.sgd(0.1), rho=0.5)
+    options: Any = {"params": w, "value_and_grad": value_and_grad, "inplace": inplace}
+    updates, _ = sam.update(2 * w, sam.init(w), **options)
+    # the gradient a distance of rho away, along the gradient
+    torch.testing.assert_close(updates, -0.2 * (w + 0.5 / 2**0.5))
+
+
+@pytest.mark.parametrize("name", ["adafactor", "clip", "adam", "sgd"])
+def test_tangents_are_those_of_the_functional_step(name: str) -> None:
+    make: Any = {
+        "adafactor": lambda: torchopt.adafactor(0.1),
+        "clip": lambda: torchopt.clip_grad_norm(0.5),
+        "adam": lambda: torchopt.adam(0.1),
+        "sgd": lambda: torchopt.sgd(0.1, momentum=0.9),
+    }[name]
+    p, t, g, h = (torch.randn(3, 2, dtype=torch.float64) for _ in range(4))
+    tangents = []
+    for inplace in (True, False):
+        transformation = make()
+        with forward_ad.dual_level():
+            params = forward_ad.make_dual(p.clone(), t.clone())
+            grads = forward_ad.make_dual(g.clone(), h.clone())
+            state = transformation.init(p)
+            updates, _ = transformation.update(grads, state, params=params, inplace=inplace)
+            tangents.append(forward_ad.unpack_dual(updates).tangent)
+    torch.testing.assert_close(*tangents)
+
+
+def test_transformations_are_hashable_as_they_compare() -> None:
+    assert hash(torchopt.adam(0.1)) == hash(torchopt.adam(0.1))
+    chained = torchopt.chain(torchopt.clip_grad_norm(1.0), torchopt.adam())
+    assert {chained: 1}[torchopt.chain(torchopt.clip_grad_norm(1.0), torchopt.adam())] == 1

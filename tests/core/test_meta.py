@@ -372,3 +372,16 @@ def test_stop_gradient_cuts_parameters_and_state(by: str) -> None:
     grads = torch.autograd.grad(net(torch.ones(1, 2)).sum(), initial, allow_unused=True)
     assert all(g is None for g in grads)
     assert optree.tree_leaves(optimizer.state_dict())
+
+
+def test_parameters_that_were_untied_are_stepped_by_themselves() -> None:
+    first, second = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+    second.weight = first.weight
+    net = nn.Sequential(first, second)
+    inner = torchopt.MetaSGD(net, lr=0.0)
+    own = torch.randn(2, 2, requires_grad=True)
+    second._parameters["weight"] = own  # type: ignore[assignment]
+    inner.step(net(torch.ones(1, 2)).sum())
+    torch.testing.assert_close(second.weight, own)
+    assert first.weight is not second.weight
+    assert torch.autograd.grad(second.weight.sum(), own)[0].sum() == 4

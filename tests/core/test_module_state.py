@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import collections
 import copy
+import functools
 import pickle
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -580,3 +583,60 @@ def test_wrong_types_are_named(case: str) -> None:
 def test_unknown_ways_to_copy_are_refused(function: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match=r"`by` must be .*, got 'shallow'"):
         function(mlp(), by="shallow")
+
+
+class Gate(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(2.0))
+
+    def hook(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output * self.weight
+
+
+def scaled(weight: torch.Tensor, module: nn.Module, args: Any, output: torch.Tensor) -> Any:
+    return output * weight
+
+
+HOOKS: dict[str, Callable[[Gate], Any]] = {
+    "bound method": lambda gate: gate.hook,
+    "partial of a module": lambda gate: functools.partial(Gate.hook, gate),
+    "partial of a parameter": lambda gate: functools.partial(scaled, gate.weight),
+}
+
+
+@pytest.mark.parametrize("by", ["reference", "copy"])
+@pytest.mark.parametrize("stepped", [False, True])
+@pytest.mark.parametrize("make", HOOKS.values(), ids=HOOKS)
+def test_clones_keep_what_hooks_refer_to(make: Any, stepped: bool, by: Any) -> None:
+    first, gate = nn.Linear(2, 2), Gate()
+    net = nn.ModuleList([first, gate])
+    first.register_forward_hook(make(gate))
+    if stepped:
+        torchopt.MetaSGD(net, lr=0.1).step(first(torch.ones(1, 2)).sum())
+        if isinstance(make(gate), functools.partial) and make is HOOKS["partial of a parameter"]:
+            pytest.skip("the hook keeps the parameter from before the step")
+    clone = torchopt.module_clone(net, by=by)
+    loss = clone[0](torch.ones(1, 2)).sum()
+    (expected,) = torch.autograd.grad(first(torch.ones(1, 2)).sum(), gate.weight)
+    (grad,) = torch.autograd.grad(loss, gate.weight)
+    torch.testing.assert_close(grad, expected)
+
+
+def test_clones_keep_plain_tensors_and_arrays() -> None:
+    net = nn.Linear(2, 2)
+    net.mean, net.table, net.later = torch.zeros(3), np.ones(2), deque([net.weight])
+    clone = torchopt.module_clone(net, by="copy")
+    assert clone.mean is not net.mean
+    assert clone.later[0] is clone.weight
+    torchopt.module_clone(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+
+
+def test_states_with_empty_dicts_are_recovered() -> None:
+    """As 0.7 made them for submodules whose parameters or buffers are all None."""
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False))
+    state = torchopt.extract_state_dict(net)
+    before = net[0].weight
+    net[0]._parameters["weight"] = torch.zeros(2, 2)
+    torchopt.recover_state_dict(net, state._replace(buffers=({},)))
+    assert net[0].weight is before

@@ -451,3 +451,65 @@ def test_a_transformation_alone_is_an_optimizer_without_hyperparameters() -> Non
     optimizer.step()
     assert_same(param.detach(), torch.full((2,), -0.5))
     assert set(optimizer.param_groups[0]) == {"params"}
+
+
+def leaves(n: int) -> list[torch.Tensor]:
+    return [torch.ones(1, requires_grad=True) for _ in range(n)]
+
+
+NESTED: dict[str, Callable[[list[torch.Tensor]], Any]] = {
+    "pairs": lambda x: [(x[0], x[1]), (x[2],)],
+    "lists": lambda x: [[x[0]], [x[1], x[2]]],
+    "dicts": lambda x: [(x[0],), {"a": x[1], "b": [x[2]]}],
+    "a dict": lambda x: {"a": x[0], "b": (x[1], x[2])},
+    "groups": lambda x: [{"params": [(x[0], x[1])]}, {"params": {"c": x[2]}}],
+}
+
+
+@pytest.mark.parametrize("make", NESTED.values(), ids=NESTED)
+def test_trees_of_parameters_are_optimized_leaf_by_leaf(make: Any) -> None:
+    """As in 0.7, where they were trees."""
+    params = leaves(3)
+    optimizer = torchopt.SGD(make(params), lr=0.1)
+    sum(params).backward()
+    optimizer.step()
+    assert [p.item() for p in params] == pytest.approx([0.9] * 3)
+
+
+def test_a_group_may_be_a_tree_of_parameters() -> None:
+    params = leaves(3)
+    optimizer = torchopt.SGD(params[:1], lr=0.1)
+    optimizer.add_param_group({"a": params[1], "b": (params[2],)})
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 2]
+
+
+def test_schedulers_find_what_all_parts_of_a_partition_have() -> None:
+    parts = {"a": torchopt.adam(0.1), "b": torchopt.adamw(0.1)}
+    optimizer = torchopt.Optimizer(leaves(2), torchopt.partition(parts, ["a", "b"]))
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, [0.1, 0.2], total_steps=5)
+    assert [group["betas"][0] for group in optimizer.param_groups] == [0.95, 0.95]
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop"])
+def test_learning_rates_may_be_tensors_of_one_element(name: str) -> None:
+    mine, theirs = leaves(2)
+    pairs = ((torchopt, mine), (torch.optim, theirs))
+    for library, p in pairs:
+        optimizer = getattr(library, name)([p], lr=torch.tensor([0.1]))
+        p.grad = torch.full_like(p, 2.0)
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] = torch.tensor([0.2])
+        optimizer.step()
+    torch.testing.assert_close(mine, theirs)
+
+
+def test_gradients_with_the_conjugate_bit_are_taken() -> None:
+    results = []
+    for make in (torchopt.SGD, torch.optim.SGD):
+        w = torch.ones(2, dtype=torch.complex64, requires_grad=True)
+        (w.conj() * 1j).sum().abs().square().backward()
+        assert w.grad is not None
+        assert w.grad.is_conj()
+        make([w], lr=0.1).step()
+        results.append(w.detach())
+    torch.testing.assert_close(*results)

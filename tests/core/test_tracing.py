@@ -266,3 +266,19 @@ def test_functional_call_of_a_module_compiles_and_trains() -> None:
         params, state = compiled(params, state)
     assert counter.frame_count == 1
     assert loss_fn(params) < 0.7 * before
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("name", ["sgd", "adam", "lion", "chain"])
+def test_transformations_may_be_made_where_they_are_compiled(name: str) -> None:
+    def train(lr: torch.Tensor) -> torch.Tensor:
+        if name == "chain":
+            impl = torchopt.chain(torchopt.clip_grad_norm(1.0), torchopt.adam(lr))
+        else:
+            impl = getattr(torchopt, name)(lr)
+        params = {"w": torch.ones(2)}
+        updates, _ = impl.update(params, impl.init(params), params=params, inplace=False)
+        return torchopt.apply_updates(params, updates, inplace=False)["w"]
+
+    compiled = torch.compile(train, fullgraph=True, backend="eager")
+    assert_agree(compiled(torch.tensor(0.1)), train(torch.tensor(0.1)))

@@ -15,6 +15,8 @@ from torchopt.linear_solve.utils import (
     materialize_matvec,
 )
 
+import torchopt
+
 A = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
 TREE = {"a": torch.tensor([1.0, -1.0]), "b": torch.tensor([[1.0, 2.0], [0.0, 1.0]])}
 
@@ -67,5 +69,12 @@ def test_shapes_are_concatenated() -> None:
 
 @pytest.mark.parametrize("bad", [torch.ones(2), torch.ones(2, 3), {"a": torch.ones(2)}, 3], ids=str)
 def test_what_is_no_matrix_is_refused(bad: Any) -> None:
-    with pytest.raises(TypeError, match="`matvec` must be callable or a tree of square matrices"):
+    with pytest.raises(TypeError, match="must be callable or a tree of square matrices"):
         normalize_matvec(bad)
+
+
+def test_trees_of_matrices_are_operators_of_solvers() -> None:
+    matrices = {"a": torch.eye(2) * 2, "b": torch.eye(1) * 4}
+    b = {"a": torch.ones(2), "b": torch.ones(1)}
+    solved = torchopt.linalg.cg(matrices, b)
+    assert_close(solved, {"a": torch.full((2,), 0.5), "b": torch.full((1,), 0.25)})

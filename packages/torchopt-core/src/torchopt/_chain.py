@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -102,7 +101,7 @@ def _check_state(rule: Rule, state: Any, context: Context) -> None:
 def _real(leaves: Sequence[Any], positions: frozenset[int]) -> list[Any]:
     """Return the leaves, with those at some positions as real ones if they are complex tensors."""
     return [
-        torch.view_as_real(x)
+        torch.view_as_real(x.resolve_conj())
         if k in positions and isinstance(x, torch.Tensor) and x.is_complex()
         else x
         for k, x in enumerate(leaves)
@@ -223,26 +222,30 @@ class Chain(Rule):
     rules: tuple[Rule, ...]
 
     state_type = object
+    _facts: ClassVar[tuple[int, bool, bool]]
 
     def __post_init__(self) -> None:
-        # known before a compiler traces a step
-        _ = self.head, self.joint, self.reevaluates
+        # once, and before a compiler traces a step
+        rules = self.rules
+        head = max([0, *[k + 1 for k, rule in enumerate(rules) if rule.fallible]])
+        facts = head, any(x.joint for x in rules), any(x.reevaluates for x in rules)
+        object.__setattr__(self, "_facts", facts)
 
     def children(self) -> tuple[Rule, ...]:
         return self.rules
 
-    @functools.cached_property
+    @property
     def head(self) -> int:
         """How many rules there are up to the last one that is fallible."""
-        return max((k + 1 for k, rule in enumerate(self.rules) if rule.fallible), default=0)
+        return self._facts[0]
 
-    @functools.cached_property
-    def reevaluates(self) -> bool:
-        return any(rule.reevaluates for rule in self.rules)
-
-    @functools.cached_property
+    @property
     def joint(self) -> bool:
-        return any(rule.joint for rule in self.rules)
+        return self._facts[1]
+
+    @property
+    def reevaluates(self) -> bool:
+        return self._facts[2]
 
     def init(self, params: Leaves, context: Context) -> Any:
         return tuple([rule.init(params, context) for rule in self.rules])

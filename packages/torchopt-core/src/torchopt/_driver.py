@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import optree
 import torch
+from torch.autograd import forward_ad
 
 from torchopt._chain import Chain, expand_state, merge_state, prepare, select_state
 from torchopt._context import Context, Evaluate, is_transforming
@@ -63,7 +64,7 @@ class Step(NamedTuple):
 
     def records(self) -> bool:
         """Return whether nothing may be overwritten: a graph is recorded, or a transform runs."""
-        if is_transforming():
+        if is_transforming() or forward_ad._current_level >= 0:
             return True
         if not torch.is_grad_enabled():
             return False

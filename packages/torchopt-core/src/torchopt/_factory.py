@@ -145,7 +145,7 @@ class Binder:
         if (
             len(given) == len(args)
             and len(arguments) == len(self._template)
-            and given.keys().isdisjoint(kwargs)
+            and not [name for name in kwargs if name in given]
             and not [x for x in self._required if arguments[x] is inspect.Parameter.empty]
         ):
             return arguments

@@ -189,6 +189,8 @@ class GradientStep(Rule):
             return self.lr.value
         if isinstance(self.lr, (int, float)) or is_scalar_tensor(self.lr):
             return self.lr
+        if isinstance(self.lr, torch.Tensor) and self.lr.numel() == 1:
+            return self.lr.reshape(())
         if not is_schedule(self.lr):
             return context.factors(self.lr, "lr", context.like or [])
         if isinstance(self.lr, BaseSchedule) and is_eager(state.count):

@@ -47,6 +47,7 @@ class Masked(Rule):
     mask: Any
 
     state_type = MaskedState
+    partial = True
 
     def __post_init__(self) -> None:
         check_mask(self.mask)

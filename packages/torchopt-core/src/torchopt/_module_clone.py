@@ -6,7 +6,7 @@ import copy
 import functools
 from collections import OrderedDict
 from types import FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import optree
 import torch
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["module_clone", "module_detach_", "stop_gradient"]
 
 Target = TypeVar("Target")
+_Carry: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 
 
 def stop_gradient(target: ModuleState | nn.Module | MetaOptimizer | TensorTree) -> None:
@@ -154,9 +155,9 @@ def module_clone(
     carry_buffer = carrier("deepcopy", device) if detach_buffers else carry
     if not (_is_holder(target) or isinstance(target, (torch.Tensor, tuple, list, dict))):
         raise reject_target(target, "a module, a MetaOptimizer, or a tree of them and tensors")
-    copier = _Copier(carry)
+    copier = _Copier(target, carry, carry_buffer)
     if detach_buffers or _has_meta_parameters(target):
-        copier.prepare(target, carry_buffer)
+        copier.prepare()
     found: Target = copier.copied(target)
     return found
 
@@ -175,16 +176,23 @@ _IMMUTABLE = {type(None), bool, int, float, complex, str, bytes, type, FunctionT
 class _Copier:
     """Copies what :func:`copy.deepcopy` copies, tensors in a way of its own, and modules sooner."""
 
-    def __init__(self, carry: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self.carry = carry
+    def __init__(self, target: Any, carry: _Carry, carry_buffer: _Carry) -> None:
+        self.target, self.carry, self.carry_buffer = target, carry, carry_buffer
         self.memo: dict[int, Any] = {}
+        self._is_prepared = False
 
-    def prepare(self, x: Any, carry_buffer: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Carry over all tensors that are in ``x``, and leave what it refers to only as it is."""
-        reached = _reach(x)
+    def prepare(self) -> None:
+        """Carry over all tensors of the target, and leave what it refers to only as it is.
+
+        So `copy.deepcopy` finds them wherever it comes upon them.
+        """
+        if self._is_prepared:
+            return
+        self._is_prepared = True
+        reached = _reach(self.target)
         self.memo.update({id(other): other for other in reached.others})
         for tensor in reached.tensors:
-            carry = carry_buffer if id(tensor) in reached.buffers else self.carry
+            carry = self.carry_buffer if id(tensor) in reached.buffers else self.carry
             if id(tensor) not in self.memo:
                 self.memo[id(tensor)] = carry(tensor)
 
@@ -211,13 +219,13 @@ class _Copier:
             for name, value in vars(x).items():
                 if type(value) in _IMMUTABLE:
                     attributes[name] = value
-                elif not value and name in _OWN_CONTAINERS:  # a module has a dozen of these
+                elif name in _OWN_CONTAINERS and not value:  # a module has a dozen of these
                     attributes[name] = type(value)()
                 else:
                     attributes[name] = copied(value)
             attributes.pop(_COMPILED, None)
             return module
-        self.prepare(x, self.carry)
+        self.prepare()
         return copy.deepcopy(x, memo)
 
 

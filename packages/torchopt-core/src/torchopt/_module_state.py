@@ -295,6 +295,10 @@ def recover_state_dict(
             "`state` must be the ModuleState that extract_state_dict returns for a module, "
             f"got {type(state).__name__}"
         )
+    # 0.7 kept empty dicts for submodules that have names, but no tensors
+    state = state._replace(
+        params=tuple(filter(None, state.params)), buffers=tuple(filter(None, state.buffers))
+    )
     params = containers(target, "parameters")
     buffers = containers(target, "buffers") if state.buffers else []
     _check_same(target, "parameters", params, state.params)

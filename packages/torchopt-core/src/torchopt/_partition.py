@@ -49,6 +49,7 @@ class Partition(Rule):
     labels: Any
 
     state_type = object
+    partial = True
 
     def children(self) -> tuple[Rule, ...]:
         return tuple(self.rules.values())

@@ -85,6 +85,11 @@ class Rule(ABC):
         return any(rule.averages for rule in self.children())
 
     @property
+    def partial(self) -> bool:
+        """Whether some leaves may have None for a moment, as they belong to another part."""
+        return any(rule.partial for rule in self.children())
+
+    @property
     def joint(self) -> bool:
         """Whether all leaves are optimized as one vector, so that there is but one group."""
         return any(rule.joint for rule in self.children())

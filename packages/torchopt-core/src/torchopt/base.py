@@ -146,7 +146,8 @@ class RuleTransformation(GradientTransformation):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        return hash(type(self.rule))  # hyperparameters may be tensors, of which equal ones differ
 
     def __repr__(self) -> str:
         return f"GradientTransformation({self.rule!r})"
@@ -243,7 +244,8 @@ def _evaluate_leaves(value_and_grad: ValueAndGrad, spec: optree.PyTreeSpec) -> E
     """Return a function of trees as one of leaves."""
 
     def evaluate(params: Leaves) -> tuple[torch.Tensor, Leaves]:
-        value, grads = value_and_grad(optree.tree_unflatten(spec, params))
+        with torch.enable_grad():  # whatever becomes of the step's own graph
+            value, grads = value_and_grad(optree.tree_unflatten(spec, params))
         found = flatten_like(spec, grads, "the gradients that `value_and_grad` returned")
         pairs = zip(found, params, strict=True)
         return value, [torch.zeros_like(p) if g is None and p is not None else g for g, p in pairs]
@@ -383,7 +385,7 @@ class ChainedGradientTransformation(RuleTransformation):
             return self.transformations == other.transformations
         return NotImplemented
 
-    __hash__ = None
+    __hash__ = RuleTransformation.__hash__
 
     def __repr__(self) -> str:
         return f"ChainedGradientTransformation{self.transformations!r}"

@@ -9,8 +9,7 @@ from typing import Any
 import optree
 import torch
 
-from torchopt_implicit._operator import LinearOperator
-from torchopt_implicit._tree import describe_path
+from torchopt_implicit._operator import LinearOperator, by_leaf
 
 __all__ = [
     "cat_shapes",
@@ -37,15 +36,7 @@ def normalize_matvec(matvec: Any) -> _Map:
     """
     if callable(matvec):
         return matvec  # type: ignore[no-any-return]
-    leaves, spec = optree.tree_flatten(matvec)
-    for i, x in enumerate(leaves):
-        if not isinstance(x, torch.Tensor) or x.ndim != 2 or x.shape[0] != x.shape[1]:
-            got = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
-            raise TypeError(
-                "`matvec` must be callable or a tree of square matrices, got "
-                f"{got} at {describe_path(spec, i)}"
-            )
-    return lambda x: optree.tree_map(torch.matmul, matvec, x)
+    return by_leaf(matvec)
 
 
 def make_rmatvec(matvec: _Map, example_x: Any) -> _Map:

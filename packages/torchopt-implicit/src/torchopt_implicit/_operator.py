@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import optree
 import torch
 
-from torchopt_implicit._tree import Layout, leading_vmap
+from torchopt_implicit._tree import Layout, describe_path, leading_vmap
 
-__all__ = ["LinearOperator", "as_operator"]
+__all__ = ["LinearOperator", "as_operator", "by_leaf"]
 
 #: maps vectors ``(*batch, n)`` to vectors ``(*batch, m)``
 FlatMap = Callable[[torch.Tensor], torch.Tensor]
@@ -327,9 +328,12 @@ def as_operator(A: Any, layout: Layout) -> LinearOperator:
                 f"{_shapes(layout)}"
             )
         return A
+    if isinstance(A, (tuple, list, dict)):
+        A = by_leaf(A)
     if not callable(A):
         raise TypeError(
-            f"`A` must be a callable, a matrix or a LinearOperator, got {type(A).__name__}"
+            "`A` must be a callable, a matrix, a tree of matrices or a LinearOperator, got "
+            f"{type(A).__name__}"
         )
     zeros = torch.zeros(layout.size, dtype=layout.dtype, device=layout.device)
     function = A
@@ -347,6 +351,23 @@ def as_operator(A: Any, layout: Layout) -> LinearOperator:
         layout,
         layout,
     )
+
+
+def by_leaf(matrices: Any) -> Callable[[Any], Any]:
+    """Return the function that applies each matrix of a tree to its leaf.
+
+    Raises:
+        TypeError: If it is no tree of square matrices.
+    """
+    leaves, spec = optree.tree_flatten(matrices)
+    for i, x in enumerate(leaves):
+        if not isinstance(x, torch.Tensor) or x.ndim != 2 or x.shape[0] != x.shape[1]:
+            got = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
+            raise TypeError(
+                "an operator must be callable or a tree of square matrices, got "
+                f"{got} at {describe_path(spec, i)}"
+            )
+    return lambda x: optree.tree_map(torch.matmul, matrices, x)
 
 
 def _shapes(layout: Layout) -> str:

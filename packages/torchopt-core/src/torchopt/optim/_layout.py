@@ -12,7 +12,6 @@ import optree
 from torchopt._chain import Chain
 from torchopt._driver import init
 from torchopt._gradient_step import SCHEDULE_STEP, tuple_structure
-from torchopt._masked import Masked
 from torchopt._rule import Rule
 from torchopt._state import Field, Kind
 from torchopt.base import Foreign
@@ -87,7 +86,7 @@ class Layout:
         self.names = [(entry.name, entry.is_shared) for entry in self.entries]
         self.has_shared = any(entry.is_shared for entry in self.entries)
         #: Whether some entries belong to some of the parameters alone.
-        self.is_partitioned = any(scope for _, scope in found) or contains(chain, Masked)
+        self.is_partitioned = chain.partial
 
     def _is_column(self, node: Any) -> bool:
         return type(node) in (tuple, list) and len(node) == self.size

@@ -16,14 +16,11 @@ from torchopt._driver import Extras, as_chain, check_params, init, initial_tree,
 from torchopt._factory import Binder
 from torchopt._gradient_step import tuple_structure
 from torchopt._legacy_state import Order, converted, is_legacy
-from torchopt._masked import Masked
-from torchopt._partition import Partition
 from torchopt._rule import Rule, same
 from torchopt._state import Field, Kind
 from torchopt._types import Leaves, OptState
 from torchopt.base import GradientTransformation, UninitializedState, as_rule, check_transformation
 from torchopt.optim._docs import derived_docstring
-from torchopt.optim._layout import contains
 from torchopt.optim._loss import gradients
 from torchopt.optim._signature import derived_signature
 
@@ -210,11 +207,15 @@ class Group:
     """The parameters of one module, wherever they are in it."""
 
     def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._find()
+
+    def _find(self) -> None:
         # by parameter, the places that hold it: more than one if it is shared
         self.slots: list[list[tuple[dict[str, Any], str]]] = []
         self._containers: list[dict[str, Any]] = []
         index: dict[int, int] = {}
-        for submodule in module.modules():
+        for submodule in self._module.modules():
             self._containers.append(submodule._parameters)
             for name, param in submodule._parameters.items():
                 if param is not None:
@@ -222,9 +223,14 @@ class Group:
                     if position == len(self.slots):
                         self.slots.append([])
                     self.slots[position].append((submodule._parameters, name))
+        self._shared = [places for places in self.slots if len(places) > 1]
 
     def params(self) -> list[torch.Tensor]:
         """Return the tensors that stand for the parameters now."""
+        for (first, key), *others in self._shared:
+            if any(container[name] is not first[key] for container, name in others):
+                self._find()  # they have been given tensors of their own since
+                break
         return [container[name] for (container, name), *_ in self.slots]
 
     def upgraded(self, rule: Rule, state: OptState, names_sorted: bool | None = None) -> OptState:
@@ -299,7 +305,7 @@ def _check_state(rule: Rule, state: OptState, params: list[torch.Tensor]) -> Non
     """Raise unless a state is one of the rule's for such parameters."""
 
     # each leaf has its moments, unless some leaves are left to others
-    is_whole = not contains(rule, Masked, Partition)
+    is_whole = not rule.partial
 
     def check(field: Field, value: Any) -> Any:
         if field.is_shared:  # it may change its shape from step to step

@@ -9,8 +9,9 @@ import itertools
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, TypeVar, overload
+from typing import Any, ClassVar, TypeVar, cast, overload
 
+import optree
 import torch
 from torch._C._autograd import _profiler_enabled
 from torch.optim.optimizer import (
@@ -80,12 +81,21 @@ class Optimizer(torch.optim.Optimizer):
         """Take the parameters; their state is made in the first step."""
         check_transformation(impl, "`impl`")
         _check_iterable(params, type(self).__name__)
+        if not isinstance(params, torch.Tensor):
+            found: list[Any] = list(params.values() if isinstance(params, dict) else params)
+            is_grouped = any(isinstance(x, dict) and "params" in x for x in found)
+            params = found if is_grouped else _flat(found)
         self.impl = impl
         self._units: list[Unit] = []
         # whether some parameters were no leaves when they were added
         self._has_results = False
         values = {} if find_partition(impl) is not None else Hyperparameters(impl).values
         super().__init__(params, dict(values))
+        if len(self._units[0].groups) > 1:  # of a partition; schedulers look at the defaults
+            first, *others = self.param_groups
+            own = {"params", "param_names", "label", "initial_lr"}
+            common = {k: v for k, v in first.items() if all(k in group for group in others)}
+            self.defaults.update({k: v for k, v in common.items() if k not in own})
 
     def add_param_group(self, param_group: dict[str, Any] | Iterable[torch.Tensor]) -> None:
         """Add a parameter group, as in :meth:`torch.optim.Optimizer.add_param_group`.
@@ -96,6 +106,8 @@ class Optimizer(torch.optim.Optimizer):
             if not isinstance(param_group, Iterable):
                 raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
             param_group = {"params": param_group}
+        elif "params" not in param_group:
+            param_group = {"params": list(param_group.values())}
         if self._units and self._units[0].is_joint:
             raise ValueError(
                 f"{type(self).__name__} doesn't support per-parameter options (parameter groups)"
@@ -103,6 +115,8 @@ class Optimizer(torch.optim.Optimizer):
         params = param_group["params"]
         if isinstance(params, torch.Tensor):
             params = [params]
+        elif isinstance(params, dict):
+            params = list(params.values())
         elif isinstance(params, set):
             raise TypeError(
                 "optimizer parameters need to be organized in ordered collections, but the "
@@ -110,7 +124,7 @@ class Optimizer(torch.optim.Optimizer):
             )
         before = len(self.param_groups)
         try:
-            for group in split(self.impl, {**param_group, "params": list(params)}):
+            for group in split(self.impl, {**param_group, "params": _flat(params)}):
                 self._add_any(group)
                 check_params(self.param_groups[-1]["params"])
             positions = list(range(before, len(self.param_groups)))
@@ -367,6 +381,18 @@ def _check_iterable(params: Any, name: str) -> None:
         ) from None
 
 
+def _flat(params: Iterable[Any]) -> list[Any]:
+    """Return parameters, or pairs of a name and one, from trees of parameters among them."""
+    flat: list[Any] = []
+    for x in params:
+        is_named = isinstance(x, tuple) and len(x) == 2 and isinstance(x[0], str)
+        if is_named or not isinstance(x, (tuple, list, dict)):
+            flat.append(x)
+        else:
+            flat.extend(optree.tree_leaves(cast(Any, x)))
+    return flat
+
+
 def _found_gradients(params: Sequence[torch.Tensor]) -> list[Any]:
     """Return the gradients; warn of parameters that none can have reached."""
     with warnings.catch_warnings():
@@ -439,6 +465,6 @@ class DerivedOptimizer(Optimizer):
         self.defaults.update(options)
 
     def add_param_group(self, param_group: dict[str, Any] | Iterable[torch.Tensor]) -> None:
-        if isinstance(param_group, dict):
+        if isinstance(param_group, dict) and "params" in param_group:
             param_group = {**self._torch_options, **param_group}
         super().add_param_group(param_group)
