@@ -352,3 +352,20 @@ def test_state_dicts_that_do_not_fit_are_refused() -> None:
         load(torchopt.adam(), beyond, params)
     with pytest.raises(TypeError, match="belongs to another transformation"):
         torchopt.utils.to_torch_state_dict(torchopt.adam(), torchopt.radam().init(params), params)
+
+
+def test_parameters_before_their_first_step_start_afresh_in_torch() -> None:
+    """Torch would dampen the first step if it found a buffer."""
+    momentum = torchopt.sgd(0.1, momentum=0.9, dampening=0.5)
+    params = {name: torch.ones(1, requires_grad=True) for name in ("a", "b")}
+    state = momentum.init(params)
+    _, state = momentum.update({"a": torch.ones(1), "b": None}, state)
+    theirs = torch.optim.SGD(params.values(), lr=1.0)
+    theirs.load_state_dict(torchopt.utils.to_torch_state_dict(momentum, state, params))
+    grads = {"a": torch.ones(1), "b": torch.ones(1)}
+    updates, _ = momentum.update(grads, state, inplace=False)
+    expected = torchopt.apply_updates(params, updates, inplace=False)
+    for name, p in params.items():
+        p.grad = grads[name]
+    theirs.step()
+    torch.testing.assert_close(params, expected)

@@ -134,10 +134,18 @@ def to_torch_state_dict(
         lambda x: x.detach().clone() if isinstance(x, torch.Tensor) else x, rows, none_is_leaf=True
     )
     return {
-        "state": plain_rows({k: row for k, row in enumerate(copied) if row}),
+        "state": plain_rows({k: row for k, row in enumerate(copied) if not _is_fresh(row)}),
         "param_groups": [{**options, "params": list(range(len(order)))}],
         "transformation": name_of(transformation),
     }
+
+
+def _is_fresh(row: dict[str, Any]) -> bool:
+    """Return whether a parameter is as before its first step, of which torch keeps nothing.
+
+    To a buffer of zeros it would apply the dampening, which the first step is without.
+    """
+    return not row or (row.keys() == {"momentum_buffer", "step"} and int(row["step"]) == 0)
 
 
 def from_torch_state_dict(

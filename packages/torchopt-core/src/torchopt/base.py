@@ -87,7 +87,9 @@ class GradientTransformation(_Pair):
             memory of the state is reused and no graph is recorded; gradients are never written
             to. With ``inplace=False``, and wherever a graph is being recorded through the updates,
             the state or the hyperparameters, or a ``torch.func`` transform is running, nothing is
-            overwritten and the result is differentiable to any order. A state that TorchOpt 0.7
+            overwritten and the result is differentiable to any order. (Weights in the state that
+            begin as copies of the parameters, as :func:`lookahead`'s, are by themselves no reason
+            to record a graph, or ordinary training would.) A state that TorchOpt 0.7
             made is taken as :func:`torchopt.utils.convert_state` takes it.
 
     Some transformations need more, which ``update`` takes and every link of a chain receives:
