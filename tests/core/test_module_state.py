@@ -606,16 +606,17 @@ HOOKS: dict[str, Callable[[Gate], Any]] = {
 
 
 @pytest.mark.parametrize("by", ["reference", "copy"])
-@pytest.mark.parametrize("stepped", [False, True])
-@pytest.mark.parametrize("make", HOOKS.values(), ids=HOOKS)
-def test_clones_keep_what_hooks_refer_to(make: Any, stepped: bool, by: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "stepped"),
+    # a hook keeps the parameter itself as it was before a step
+    [*((name, False) for name in HOOKS), ("bound method", True), ("partial of a module", True)],
+)
+def test_clones_keep_what_hooks_refer_to(name: str, stepped: bool, by: Any) -> None:
     first, gate = nn.Linear(2, 2), Gate()
     net = nn.ModuleList([first, gate])
-    first.register_forward_hook(make(gate))
+    first.register_forward_hook(HOOKS[name](gate))
     if stepped:
         torchopt.MetaSGD(net, lr=0.1).step(first(torch.ones(1, 2)).sum())
-        if isinstance(make(gate), functools.partial) and make is HOOKS["partial of a parameter"]:
-            pytest.skip("the hook keeps the parameter from before the step")
     clone = torchopt.module_clone(net, by=by)
     loss = clone[0](torch.ones(1, 2)).sum()
     (expected,) = torch.autograd.grad(first(torch.ones(1, 2)).sum(), gate.weight)

@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import optree
 import torch
 from torch.autograd import forward_ad
 
@@ -18,6 +17,7 @@ from torchopt._context import Context, is_eager
 from torchopt._mask import mask_positions
 from torchopt._rule import Rule
 from torchopt._state import EmptyState, Kind, fields_of, record, shared
+from torchopt._structure import tuple_structure
 from torchopt._types import Leaves, Scalar, ScalarOrSchedule, TensorTree
 from torchopt._updates import FactoredUpdates
 from torchopt._validate import (
@@ -37,7 +37,6 @@ __all__ = [
     "Rate",
     "ScaleByScheduleState",
     "add_decayed",
-    "tuple_structure",
 ]
 
 
@@ -56,12 +55,6 @@ class ScaleByScheduleState(NamedTuple):
 def first_count() -> ScaleByScheduleState:
     """Return the state of a schedule before the first step."""
     return ScaleByScheduleState(count=torch.zeros((), dtype=torch.int64, device="cpu"))
-
-
-@functools.lru_cache(maxsize=64)
-def tuple_structure(length: int) -> optree.PyTreeSpec:
-    """Return the tree structure of a tuple of leaves."""
-    return optree.tree_structure((0,) * length, none_is_leaf=True)  # type: ignore[arg-type]
 
 
 def add_decayed(

@@ -7,6 +7,7 @@ whatever kind of sequence or dict it is.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import optree
 import torch
 
-__all__ = ["aligned", "flatten_like", "unflatten_like"]
+__all__ = ["aligned", "flatten_like", "tuple_structure", "unflatten_like"]
 
 _SEQUENCES = (list, tuple, deque)
 
@@ -79,3 +80,9 @@ def unflatten_like(spec: optree.PyTreeSpec, leaves: Sequence[Any], tree: Any) ->
     for i, x in zip(positions, leaves, strict=True):
         placed[i] = x
     return optree.tree_unflatten(own, placed)
+
+
+@functools.lru_cache(maxsize=64)
+def tuple_structure(length: int) -> optree.PyTreeSpec:
+    """Return the tree structure of a tuple of leaves."""
+    return optree.tree_structure((0,) * length, none_is_leaf=True)  # type: ignore[arg-type]

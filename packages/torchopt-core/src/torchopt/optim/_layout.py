@@ -11,9 +11,10 @@ import optree
 
 from torchopt._chain import Chain
 from torchopt._driver import init
-from torchopt._gradient_step import SCHEDULE_STEP, tuple_structure
+from torchopt._gradient_step import SCHEDULE_STEP
 from torchopt._rule import Rule
 from torchopt._state import Field, Kind
+from torchopt._structure import tuple_structure
 from torchopt.base import Foreign
 
 __all__ = ["Entry", "Layout", "contains"]

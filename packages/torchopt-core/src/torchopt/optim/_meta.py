@@ -14,10 +14,10 @@ from torchopt._chain import Chain
 from torchopt._context import Evaluate
 from torchopt._driver import Extras, as_chain, check_params, init, initial_tree, open_step, run
 from torchopt._factory import Binder
-from torchopt._gradient_step import tuple_structure
 from torchopt._legacy_state import Order, converted, is_legacy
 from torchopt._rule import Rule, same
 from torchopt._state import Field, Kind
+from torchopt._structure import tuple_structure
 from torchopt._types import Leaves, OptState
 from torchopt.base import GradientTransformation, UninitializedState, as_rule, check_transformation
 from torchopt.optim._docs import derived_docstring
