@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
+from torchopt_implicit._functorch import innermost_is_jvp, is_transforming, jvp_levels
 from torchopt_implicit._system import System, Tensors
 
 __all__ = ["attach", "solve"]
@@ -78,9 +79,7 @@ class _Tangents:
 # Autograd functions switch forward mode off in their `jvp`, and so lose the tangents of outer
 # levels without a word. Where `torch.func.jvp` is innermost, tangents are carried by hand.
 def _tangents(tensors: Sequence[torch.Tensor]) -> _Tangents | None:
-    functorch = torch._C._functorch
-    level = functorch.peek_interpreter_stack()
-    if level is None or level.key() != functorch.TransformType.Jvp:
+    if not innermost_is_jvp():
         return None
     pairs = [_unpack(tensor) for tensor in tensors]
     if all(pair.tangent is None for pair in pairs):
@@ -96,7 +95,7 @@ def _is_final(tensors: Sequence[torch.Tensor]) -> bool:
     """Return whether no derivative of what is computed from the tensors can be asked for."""
     return (
         not torch.is_grad_enabled()
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not is_transforming()
         and all(_unpack(tensor).tangent is None for tensor in tensors)
     )
 
@@ -148,9 +147,7 @@ def _solve_tangent(
 
 
 def _check_single_forward_level() -> None:
-    functorch = torch._C._functorch
-    stack = functorch.get_interpreter_stack() or []
-    if sum(level.key() == functorch.TransformType.Jvp for level in stack) > 1:
+    if jvp_levels() > 1:
         raise NotImplementedError(
             "forward mode over forward mode with reverse mode between them is not supported by "
             "torch's autograd functions; take one of the forward derivatives in reverse mode, as "

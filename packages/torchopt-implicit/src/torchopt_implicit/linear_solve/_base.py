@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from torchopt_implicit._functorch import is_readable
 from torchopt_implicit._operator import FlatMap, LinearOperator, as_operator
 from torchopt_implicit._status import Info, Status, report
 from torchopt_implicit._tree import Layout
@@ -19,7 +20,6 @@ __all__ = [
     "default_maxiter",
     "dot",
     "has_ridge",
-    "is_readable",
     "make_info",
     "norm",
     "residual_info",
@@ -101,16 +101,6 @@ def norm(x: torch.Tensor) -> torch.Tensor:
     """Return the 2-norms of vectors ``(*batch, n)``, as :func:`dot` does."""
     length: torch.Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=x.ndim > 1)
     return length
-
-
-def is_readable(tensor: torch.Tensor) -> bool:
-    """Return whether Python may branch on the tensor's values: not if `vmap` batches it."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        if functorch.is_batchedtensor(tensor):
-            return False
-        tensor = functorch.get_unwrapped(tensor)
-    return True
 
 
 def make_info(

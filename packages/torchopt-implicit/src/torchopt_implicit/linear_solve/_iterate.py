@@ -7,8 +7,9 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from torchopt_implicit._functorch import is_readable, is_transforming
 from torchopt_implicit._status import Info, Status
-from torchopt_implicit.linear_solve._base import is_readable, make_info, norm
+from torchopt_implicit.linear_solve._base import make_info, norm
 
 __all__ = ["Cycle", "Outcome", "Stop", "add_scaled", "iterate", "ratio"]
 
@@ -45,7 +46,7 @@ def add_scaled(
     y: torch.Tensor, a: torch.Tensor, x: torch.Tensor, sign: int = 1, *, out: torch.Tensor
 ) -> torch.Tensor:
     """Return ``y + sign * a * x``, in the memory of ``out`` unless a derivative may need that."""
-    if torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch.is_grad_enabled() or is_transforming():
         return torch.addcmul(y, a, x, value=sign)
     return torch.addcmul(y, a, x, value=sign, out=out)
 

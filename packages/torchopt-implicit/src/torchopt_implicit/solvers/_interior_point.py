@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 
+from torchopt_implicit._functorch import unwrap
 from torchopt_implicit._status import Info, Status
 from torchopt_implicit.solvers._kkt import REFINEMENTS, Data, Factors, Solved, factorize, times
-from torchopt_implicit.solvers._loop import freeze, iterate, unwrap
+from torchopt_implicit.solvers._loop import freeze, iterate
 
 __all__ = ["solve"]
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
-import optree
 import torch
 
+from torchopt_implicit._functorch import lower, unwrap
 from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._status import Info, Status
 from torchopt_implicit.linear_solve import LinearSolver
-from torchopt_implicit.solvers._loop import unwrap
 
 __all__ = ["Data", "Factors", "KKTSolver", "Solved", "factorize", "times"]
 
@@ -174,7 +172,8 @@ class KKTSolver(LinearSolver):
     def of(cls, solved: Solved, *, tolerance: float, throw: bool) -> KKTSolver:
         """Return the solver of a program, given what is known at the current transforms."""
         native = solved.s.shape[:-1]
-        return cls(native=native, solved=_lowered(solved), tolerance=tolerance, throw=throw)
+        # all transforms wrap `s`, which depends on all data
+        return cls(native=native, solved=lower(solved, solved.s), tolerance=tolerance, throw=throw)
 
     def run(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:
         return self.run_factorized(self.factorize(A, b.shape[:-1]), A, b, transposed=False)
@@ -225,27 +224,3 @@ class KKTSolver(LinearSolver):
 def _divide(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Return the quotient, or zero where a constraint is active without a multiplier."""
     return torch.where(y == 0, 0.0, x / y)
-
-
-def _lowered(solved: Solved) -> Solved:
-    """Return the tensors underneath the transforms of `torch.func`, where solvers run.
-
-    There each enclosing `vmap` is a dimension in front, of size 1 where a tensor had none.
-    """
-    functorch = torch._C._functorch
-    guide = solved.s  # depends on all data, so that all transforms wrap it
-    while functorch.is_functorch_wrapped_tensor(guide):
-        level = functorch.maybe_get_level(guide)
-        lower = functools.partial(_lower, level=level, batched=functorch.is_batchedtensor(guide))
-        guide = lower(guide)
-        solved = optree.tree_map(lower, solved)  # type: ignore[assignment,arg-type]
-    return solved
-
-
-def _lower(x: torch.Tensor, level: int, batched: bool) -> torch.Tensor:
-    functorch = torch._C._functorch
-    if not functorch.is_functorch_wrapped_tensor(x) or functorch.maybe_get_level(x) != level:
-        return x.unsqueeze(0) if batched else x
-    dim = functorch.maybe_get_bdim(x) if batched else None
-    x = functorch.get_unwrapped(x)
-    return x if dim is None else x.movedim(dim, 0)

@@ -7,9 +7,10 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from torchopt_implicit._functorch import unwrap
 from torchopt_implicit._status import Info, Status
 
-__all__ = ["State", "freeze", "iterate", "precise", "target_of", "unwrap"]
+__all__ = ["State", "freeze", "iterate", "precise", "target_of"]
 
 
 class State(Protocol):
@@ -29,17 +30,6 @@ class State(Protocol):
 
 
 _State = TypeVar("_State", bound=State)
-
-
-def unwrap(x: torch.Tensor) -> torch.Tensor:
-    """Return the tensor underneath the transforms of `torch.func`: all problems of all `vmap`.
-
-    A loop that stops when its problems have converged asks for the flags of all of them. Under
-    `vmap` that question has no other spelling: a `bool` of a batched tensor is refused.
-    """
-    while torch._C._functorch.is_functorch_wrapped_tensor(x):
-        x = torch._C._functorch.get_unwrapped(x)
-    return x
 
 
 def precise(dtype: torch.dtype) -> float:

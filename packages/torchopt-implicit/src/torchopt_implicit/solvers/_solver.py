@@ -10,10 +10,11 @@ import optree
 import torch
 
 from torchopt_implicit import linear_solve
+from torchopt_implicit._functorch import unwrap
 from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._status import Info, Status, report
 from torchopt_implicit._tree import Layout
-from torchopt_implicit.solvers._loop import precise, unwrap
+from torchopt_implicit.solvers._loop import precise
 
 __all__ = [
     "LinearSolve",
