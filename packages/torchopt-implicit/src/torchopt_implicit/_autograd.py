@@ -19,7 +19,12 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from torchopt_implicit._functorch import innermost_is_jvp, is_transforming, jvp_levels
+from torchopt_implicit._functorch import (
+    innermost_is_jvp,
+    is_transforming,
+    jvp_levels,
+    unwrap_dead,
+)
 from torchopt_implicit._system import System, Tensors
 
 __all__ = ["attach", "solve"]
@@ -155,6 +160,11 @@ def _check_single_forward_level() -> None:
         )
 
 
+def _saved(ctx: Any) -> list[torch.Tensor]:
+    """Return the saved tensors, of transforms that are still at work."""
+    return [unwrap_dead(tensor) for tensor in ctx.saved_tensors]
+
+
 class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -170,7 +180,7 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
-        u, x, *tensors = ctx.saved_tensors
+        u, x, *tensors = _saved(ctx)
         system, transposed = ctx.system, ctx.transposed
         w = solve(system, not transposed, gradient, x, tuple(tensors))
         if not any(ctx.needs_input_grad[3:]):
@@ -182,7 +192,7 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> torch.Tensor:
         _check_single_forward_level()
-        u, x, *tensors = ctx.saved_tensors
+        u, x, *tensors = _saved(ctx)
         return _solve_tangent(ctx.system, ctx.transposed, u, x, tuple(tensors), tangents[2:])
 
     @staticmethod
@@ -221,7 +231,7 @@ class _Attach(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
-        x, *tensors = ctx.saved_tensors
+        x, *tensors = _saved(ctx)
         if _is_final((gradient, x, *tensors)):
             # nothing differentiates this again, so that one graph serves all
             trace = ctx.system.trace(x, tuple(tensors))
@@ -234,7 +244,7 @@ class _Attach(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> torch.Tensor:
         _check_single_forward_level()
-        x, *tensors = ctx.saved_tensors
+        x, *tensors = _saved(ctx)
         return _attach_tangent(ctx.system, x, tuple(tensors), tangents[2:])
 
     @staticmethod
