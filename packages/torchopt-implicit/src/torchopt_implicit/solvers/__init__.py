@@ -1,5 +1,7 @@
 """Solvers with implicit gradients built in, each batched by `torch.vmap` on tensors."""
 
+from torchopt_implicit.projections import project_box, project_simplex
+from torchopt_implicit.projections import project_l2_ball as project_ball
 from torchopt_implicit.solvers._anderson import anderson
 from torchopt_implicit.solvers._bisection import bisection
 from torchopt_implicit.solvers._broyden import broyden
@@ -8,7 +10,6 @@ from torchopt_implicit.solvers._lbfgs import lbfgs
 from torchopt_implicit.solvers._levenberg_marquardt import levenberg_marquardt
 from torchopt_implicit.solvers._newton import newton
 from torchopt_implicit.solvers._projected_gradient import projected_gradient
-from torchopt_implicit.solvers._projections import project_ball, project_box, project_simplex
 from torchopt_implicit.solvers._qp import QPSolution, qp
 from torchopt_implicit.solvers._solver import Solver
 
