@@ -8,14 +8,17 @@ from torchopt_implicit.solvers._broyden import broyden
 from torchopt_implicit.solvers._gradient_descent import gradient_descent
 from torchopt_implicit.solvers._lbfgs import lbfgs
 from torchopt_implicit.solvers._levenberg_marquardt import levenberg_marquardt
+from torchopt_implicit.solvers._method import Method
 from torchopt_implicit.solvers._newton import newton
 from torchopt_implicit.solvers._projected_gradient import projected_gradient
 from torchopt_implicit.solvers._qp import QPSolution, qp
-from torchopt_implicit.solvers._solver import Solver
+from torchopt_implicit.solvers._solver import Solver, SolverState
 
 __all__ = [
+    "Method",
     "QPSolution",
     "Solver",
+    "SolverState",
     "anderson",
     "bisection",
     "broyden",

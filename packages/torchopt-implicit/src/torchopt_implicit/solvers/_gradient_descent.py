@@ -9,17 +9,10 @@ import torch
 
 from torchopt_implicit import linear_solve as solves
 from torchopt_implicit._root import custom_root
-from torchopt_implicit._status import Info
 from torchopt_implicit._tree import Layout
-from torchopt_implicit.solvers._solver import (
-    LinearSolve,
-    Objective,
-    Solver,
-    by_size,
-    check_arguments,
-    flat_value_and_grad,
-)
-from torchopt_implicit.solvers._spectral import descend
+from torchopt_implicit.solvers._flat import Objective, flat_value_and_grad
+from torchopt_implicit.solvers._solver import LinearSolve, Solver, by_size, check_arguments
+from torchopt_implicit.solvers._spectral import SpectralGradient
 
 __all__ = ["gradient_descent"]
 
@@ -79,16 +72,13 @@ def gradient_descent(
     if not stepsize > 0:
         raise ValueError(f"`stepsize` must be positive, got {stepsize!r}")
 
-    def search(init: Any, *args: Any) -> tuple[Any, Info]:
-        layout = Layout.of(init, "init")
+    def bind(layout: Layout, args: tuple[Any, ...]) -> SpectralGradient:
         value_and_grad = flat_value_and_grad(objective, layout, args)
-        start = layout.ravel(init, "init")
-        x, info = descend(value_and_grad, None, start, stepsize=stepsize, tol=tol, maxiter=maxiter)
-        return layout.unravel(x), info
+        return SpectralGradient(value_and_grad, None, stepsize, layout.eps)
 
     differentiate = functools.partial(
         custom_root,
         torch.func.grad(objective),
         solve=by_size(solves.CG) if linear_solve is None else linear_solve,
     )
-    return Solver("gradient_descent", search, differentiate, throw=throw)
+    return Solver("gradient_descent", bind, differentiate, maxiter=maxiter, tol=tol, throw=throw)

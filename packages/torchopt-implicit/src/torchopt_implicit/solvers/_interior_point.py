@@ -10,7 +10,8 @@ import torch
 from torchopt_implicit._functorch import unwrap
 from torchopt_implicit._status import Info, Status
 from torchopt_implicit.solvers._kkt import REFINEMENTS, Data, Factors, Solved, factorize, times
-from torchopt_implicit.solvers._loop import freeze, iterate
+from torchopt_implicit.solvers._loop import Search, search
+from torchopt_implicit.solvers._numbers import select
 
 __all__ = ["solve"]
 
@@ -71,7 +72,8 @@ def solve(data: Data, *, tol: float, maxiter: int) -> tuple[State, Solved, Info]
     state = _start(data)
     for target, refinements, most in ((max(tol, EARLY), 0, FEW), (tol, 1, maxiter)):
         step = functools.partial(_step, data, refinements, maxiter)
-        state, info = iterate(step, state, target=target, maxiter=min(most, maxiter))
+        now = search(step, Search(state, torch.zeros_like(state.steps), target), min(most, maxiter))
+        state, info = now.state, now.info
         reached = state.error <= target
         state, factors, exact = _polish(data, state, reached, tol)
         if unwrap(exact | (state.failure != Status.CONVERGED)).all():
@@ -119,7 +121,7 @@ def _polish(
         polished = polished._replace(steps=state.steps)
         # what succeeded before succeeds again: its active inequalities are the same
         exact = wanted & (polished.error <= tol)
-        result = freeze(exact, polished, result)
+        result = select(exact, polished, result)
         if unwrap(exact | ~wanted).all():
             break
         active = torch.where(exact.unsqueeze(-1), active, torch.where(active, lam > 0, room < 0))
@@ -227,6 +229,6 @@ def _step(data: Data, refinements: int, maxiter: int, state: State) -> State:
     failure = torch.where(new.failure == Status.CONVERGED, failure, new.failure)
     new = new._replace(failure=failure, steps=steps)
     # of a step that failed only the verdict is kept
-    kept: State = freeze(~broken, new, state)
+    kept: State = select(~broken, new, state)
     failure = torch.where(broken, int(Status.BREAKDOWN), kept.failure)
     return kept._replace(failure=failure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,17 +11,16 @@ import torch
 
 from torchopt_implicit import linear_solve as solves
 from torchopt_implicit._root import custom_root
-from torchopt_implicit._status import Info, Status
+from torchopt_implicit._status import Status
 from torchopt_implicit._tree import Layout
-from torchopt_implicit.solvers._loop import iterate, target_of
-from torchopt_implicit.solvers._solver import (
-    LinearSolve,
-    Solver,
-    by_size,
-    check_arguments,
+from torchopt_implicit.solvers._flat import (
+    ValueAndJacobian,
     flat_function,
     value_and_jacobian,
 )
+from torchopt_implicit.solvers._method import Method
+from torchopt_implicit.solvers._numbers import Number, clamp, divide, like, maximum, read, select
+from torchopt_implicit.solvers._solver import LinearSolve, Solver, by_size, check_arguments
 
 __all__ = ["levenberg_marquardt"]
 
@@ -30,17 +30,18 @@ MAX_TRIALS = 40
 
 class _State(NamedTuple):
     x: torch.Tensor
-    # residuals and their Jacobian at `x`
+    # residuals at `x`, the gradient of half their squares, and their Jacobian
     residual: torch.Tensor
+    gradient: torch.Tensor
     jacobian: torch.Tensor
     # largest squared column norms so far: the scale of the unknowns
     scale: torch.Tensor
     # relative damping, and by what a rejected step multiplies it
-    damping: torch.Tensor
-    growth: torch.Tensor
-    trials: torch.Tensor
-    error: torch.Tensor
-    failure: torch.Tensor
+    damping: Number
+    growth: Number
+    trials: Any
+    error: Number
+    failure: Any
 
 
 def levenberg_marquardt(
@@ -104,81 +105,86 @@ def levenberg_marquardt(
         vector = Layout.of(out, "the residuals").ravel(out, "the residuals")
         return 0.5 * vector.square().sum()
 
-    def search(init: Any, *args: Any) -> tuple[Any, Info]:
-        layout = Layout.of(init, "init")
+    def bind(layout: Layout, args: tuple[Any, ...]) -> _LevenbergMarquardt:
         linearize = value_and_jacobian(flat_function(residual, layout, args))
-        state = _start(linearize, layout.ravel(init, "init"), damping)
-        state, info = iterate(
-            functools.partial(_step, linearize),
-            state,
-            target=target_of(state, tol),
-            maxiter=maxiter,
-        )
-        return layout.unravel(state.x), info
+        return _LevenbergMarquardt(linearize, damping)
 
     differentiate = functools.partial(
         custom_root,
         torch.func.grad(half_square),
         solve=by_size(solves.CG) if linear_solve is None else linear_solve,
     )
-    return Solver("levenberg_marquardt", search, differentiate, throw=throw)
+    return Solver("levenberg_marquardt", bind, differentiate, maxiter=maxiter, tol=tol, throw=throw)
 
 
-_Linearize = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+@dataclasses.dataclass(frozen=True)
+class _LevenbergMarquardt(Method[_State]):
+    linearize: ValueAndJacobian
+    damping: float
 
+    def init_state(self, x: torch.Tensor) -> _State:
+        residual, jacobian = self.linearize(x)
+        gradient = residual @ jacobian
+        (error,) = read(torch.linalg.vector_norm(gradient))
+        zero = like(error, 0)
+        return _State(
+            x=x,
+            residual=residual,
+            gradient=gradient,
+            jacobian=jacobian.detach(),
+            scale=jacobian.detach().square().sum(0),
+            damping=like(error, self.damping),
+            growth=like(error, 2.0),
+            trials=zero,
+            error=error,
+            failure=zero,
+        )
 
-def _start(linearize: _Linearize, x: torch.Tensor, damping: float) -> _State:
-    residual, jacobian = linearize(x)
-    error = torch.linalg.vector_norm(residual @ jacobian)
-    zero = torch.zeros((), dtype=torch.int64, device=x.device)
-    return _State(
-        x=x,
-        residual=residual,
-        jacobian=jacobian,
-        scale=jacobian.square().sum(0),
-        damping=torch.full_like(error, damping),
-        growth=torch.full_like(error, 2.0),
-        trials=zero,
-        error=error,
-        failure=zero,
-    )
+    def update(self, state: _State) -> _State:
+        x, residual, gradient, jacobian = state.x, state.residual, state.gradient, state.jacobian
+        largest = state.scale.amax() if x.numel() else state.scale.sum()
+        eps = torch.finfo(x.dtype).eps
+        # an unknown no residual depends on still needs a positive scale
+        scale = state.scale.clamp_min(eps * largest) + torch.finfo(x.dtype).tiny
+        damping = state.damping * scale
+        factor, broken = torch.linalg.cholesky_ex(jacobian.mT @ jacobian + torch.diag(damping))
+        move = -torch.cholesky_solve(gradient.unsqueeze(-1), factor).squeeze(-1)
 
+        trial = x + move
+        new_residual, new_jacobian = self.linearize(trial)
+        new_gradient = new_residual @ new_jacobian
+        # of half the squares; as products of differences they keep their digits
+        actual, predicted, square, error, unbroken = read(
+            0.5 * ((residual - new_residual) @ (residual + new_residual)),
+            0.5 * (move @ (damping * move - gradient)),
+            residual @ residual,
+            torch.linalg.vector_norm(new_gradient),
+            (broken == 0) & torch.isfinite(new_jacobian).all(),
+        )
+        ratio = divide(actual, predicted)
+        slack = 8 * eps * square
+        hardly = (abs(actual) <= slack) & (predicted <= slack)
+        accept = ((ratio > 1e-4) | hardly) & unbroken
 
-def _step(linearize: _Linearize, state: _State) -> _State:
-    x, residual, jacobian = state.x, state.residual, state.jacobian
-    gradient = residual @ jacobian
-    largest = state.scale.amax() if x.numel() else state.scale.sum()
-    eps = torch.finfo(x.dtype).eps
-    # an unknown no residual depends on still needs a positive scale
-    scale = state.scale.clamp_min(eps * largest) + torch.finfo(x.dtype).tiny
-    damping = state.damping * scale
-    factor, broken = torch.linalg.cholesky_ex(jacobian.mT @ jacobian + torch.diag(damping))
-    move = -torch.cholesky_solve(gradient.unsqueeze(-1), factor).squeeze(-1)
-
-    trial = x + move
-    new_residual, new_jacobian = linearize(trial)
-    # of half the squares; as products of differences they keep their digits
-    actual = 0.5 * ((residual - new_residual) @ (residual + new_residual))
-    predicted = 0.5 * (move @ (damping * move - gradient))
-    ratio = actual / predicted
-    slack = 8 * eps * (residual @ residual)
-    accept = ((ratio > 1e-4) | ((actual.abs() <= slack) & (predicted <= slack))) & (broken == 0)
-    accept = accept & torch.isfinite(new_jacobian).all()
-
-    x = torch.where(accept, trial, x)
-    residual = torch.where(accept, new_residual, residual)
-    jacobian = torch.where(accept, new_jacobian, jacobian)
-    gentler = (1 - (2 * ratio - 1) ** 3).clamp(1 / 3, 2.0)
-    damping = state.damping * torch.where(accept, gentler, state.growth)
-    trials = torch.where(accept, 0, state.trials + 1)
-    return _State(
-        x=x,
-        residual=residual,
-        jacobian=jacobian,
-        scale=torch.maximum(state.scale, jacobian.square().sum(0)),
-        damping=damping.clamp_min(eps),
-        growth=torch.where(accept, 2.0, 2 * state.growth),
-        trials=trials,
-        error=torch.linalg.vector_norm(residual @ jacobian),
-        failure=torch.where(trials > MAX_TRIALS, int(Status.STAGNATED), 0),
-    )
+        cube = (2 * ratio - 1) * (2 * ratio - 1) * (2 * ratio - 1)
+        gentler = clamp(1 - cube, 1 / 3, 2.0)
+        next_damping = state.damping * select(accept, gentler, state.growth)
+        trials = select(accept, like(error, 0), state.trials + 1)
+        kept = state._replace(
+            damping=maximum(next_damping, eps),
+            growth=select(accept, like(error, 2.0), 2 * state.growth),
+            trials=trials,
+            failure=select(trials > MAX_TRIALS, int(Status.STAGNATED), 0),
+        )
+        if accept is False:
+            return kept
+        new_jacobian = new_jacobian.detach()
+        taken = kept._replace(
+            x=trial,
+            residual=new_residual,
+            gradient=new_gradient,
+            jacobian=new_jacobian,
+            scale=torch.maximum(state.scale, new_jacobian.square().sum(0)),
+            error=error,
+        )
+        return select(accept, taken, kept)  # type: ignore[no-any-return]

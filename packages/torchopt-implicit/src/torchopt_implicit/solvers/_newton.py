@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,17 +11,12 @@ import torch
 
 from torchopt_implicit import linear_solve as solves
 from torchopt_implicit._root import custom_root
-from torchopt_implicit._status import Info, Status
+from torchopt_implicit._status import Status
 from torchopt_implicit._tree import Layout
-from torchopt_implicit.solvers._loop import iterate, target_of
-from torchopt_implicit.solvers._solver import (
-    LinearSolve,
-    Solver,
-    by_size,
-    check_arguments,
-    flat_function,
-    value_and_jacobian,
-)
+from torchopt_implicit.solvers._flat import ValueAndJacobian, flat_function, value_and_jacobian
+from torchopt_implicit.solvers._method import Method
+from torchopt_implicit.solvers._numbers import Flag, Number, add_scaled, like, read, select
+from torchopt_implicit.solvers._solver import LinearSolve, Solver, by_size, check_arguments
 
 __all__ = ["newton"]
 
@@ -30,14 +26,13 @@ MAX_TRIALS = 30
 
 class _State(NamedTuple):
     x: torch.Tensor
-    # function value at `x`, and Newton's step from there
-    value: torch.Tensor
+    # Newton's step from `x`
     direction: torch.Tensor
     # how much of the step to try
-    length: torch.Tensor
-    trials: torch.Tensor
-    error: torch.Tensor
-    failure: torch.Tensor
+    length: Number
+    trials: Any
+    error: Number
+    failure: Any
 
 
 def newton(
@@ -88,65 +83,54 @@ def newton(
     """
     check_arguments(function, "function", maxiter, tol, linear_solve)
 
-    def search(init: Any, *args: Any) -> tuple[Any, Info]:
-        layout = Layout.of(init, "init")
-        linearize = value_and_jacobian(flat_function(function, layout, args), square=True)
-        x = layout.ravel(init, "init")
-        value, jacobian = linearize(x)
-        direction, singular = _direction(value, jacobian)
-        zero = torch.zeros((), dtype=torch.int64, device=x.device)
-        error = torch.linalg.vector_norm(value)
-        state = _State(
-            x=x,
-            value=value,
-            direction=direction,
-            length=torch.ones_like(error),
-            trials=zero,
-            error=error,
-            failure=_failure(singular, zero),
-        )
-        state, info = iterate(
-            functools.partial(_step, linearize),
-            state,
-            target=target_of(state, tol),
-            maxiter=maxiter,
-        )
-        return layout.unravel(state.x), info
+    def bind(layout: Layout, args: tuple[Any, ...]) -> _Newton:
+        return _Newton(value_and_jacobian(flat_function(function, layout, args), square=True))
 
     differentiate = functools.partial(
         custom_root,
         function,
         solve=by_size(solves.GMRES) if linear_solve is None else linear_solve,
     )
-    return Solver("newton", search, differentiate, throw=throw)
+    return Solver("newton", bind, differentiate, maxiter=maxiter, tol=tol, throw=throw)
 
 
-def _direction(value: torch.Tensor, jacobian: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    step, info = torch.linalg.solve_ex(jacobian, value.unsqueeze(-1))
+@dataclasses.dataclass(frozen=True)
+class _Newton(Method[_State]):
+    linearize: ValueAndJacobian
+
+    def init_state(self, x: torch.Tensor) -> _State:
+        value, jacobian = self.linearize(x)
+        direction, singular = _direction(value, jacobian)
+        (error,) = read(torch.linalg.vector_norm(value))
+        zero = like(error, 0)
+        return _State(x, direction, like(error, 1.0), zero, error, _failure(singular, zero))
+
+    def update(self, state: _State) -> _State:
+        trial = add_scaled(state.x, state.length, state.direction)
+        value, jacobian = self.linearize(trial)
+        (error,) = read(torch.linalg.vector_norm(value))
+        accept = error <= (1 - 1e-4 * state.length) * state.error
+        trials = select(accept, like(error, 0), state.trials + 1)
+        shorter = state._replace(
+            length=0.5 * state.length, trials=trials, failure=_failure(False, trials)
+        )
+        if accept is False:
+            return shorter
+        direction, singular = _direction(value, jacobian)
+        full = like(error, 1.0)
+        taken = _State(trial, direction, full, trials, error, _failure(singular, trials))
+        return select(accept, taken, shorter)  # type: ignore[no-any-return]
+
+
+def _direction(value: torch.Tensor, jacobian: torch.Tensor) -> tuple[torch.Tensor, Flag]:
+    # the matrix is a constant where steps are differentiated: the step's derivative then is that
+    # of the root, up to terms that vanish with the value
+    step, info = torch.linalg.solve_ex(jacobian.detach(), value.unsqueeze(-1))
     step = -step.squeeze(-1)
-    return step, (info != 0) | ~torch.isfinite(step).all()
+    (sound,) = read(torch.isfinite(step).all() & (info == 0))
+    return step, ~sound if isinstance(sound, torch.Tensor) else not sound
 
 
-def _failure(singular: torch.Tensor, trials: torch.Tensor) -> torch.Tensor:
-    stagnated = torch.where(trials > MAX_TRIALS, int(Status.STAGNATED), 0)
-    return torch.where(singular, int(Status.BREAKDOWN), stagnated)
-
-
-def _step(
-    linearize: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], state: _State
-) -> _State:
-    trial = state.x + state.length * state.direction
-    value, jacobian = linearize(trial)
-    error = torch.linalg.vector_norm(value)
-    accept = error <= (1 - 1e-4 * state.length) * state.error
-    direction, singular = _direction(value, jacobian)
-    trials = torch.where(accept, 0, state.trials + 1)
-    return _State(
-        x=torch.where(accept, trial, state.x),
-        value=torch.where(accept, value, state.value),
-        direction=torch.where(accept, direction, state.direction),
-        length=torch.where(accept, 1.0, 0.5 * state.length),
-        trials=trials,
-        error=torch.where(accept, error, state.error),
-        failure=_failure(accept & singular, trials),
-    )
+def _failure(singular: Flag, trials: Any) -> Any:
+    stagnated = select(trials > MAX_TRIALS, int(Status.STAGNATED), 0)
+    return select(singular, int(Status.BREAKDOWN), stagnated)

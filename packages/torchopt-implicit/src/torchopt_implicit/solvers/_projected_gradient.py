@@ -11,17 +11,10 @@ import torch
 
 from torchopt_implicit import linear_solve as solves
 from torchopt_implicit._root import custom_fixed_point
-from torchopt_implicit._status import Info
 from torchopt_implicit._tree import Layout
-from torchopt_implicit.solvers._solver import (
-    LinearSolve,
-    Objective,
-    Solver,
-    by_size,
-    check_arguments,
-    flat_value_and_grad,
-)
-from torchopt_implicit.solvers._spectral import descend
+from torchopt_implicit.solvers._flat import Objective, flat_value_and_grad
+from torchopt_implicit.solvers._solver import LinearSolve, Solver, by_size, check_arguments
+from torchopt_implicit.solvers._spectral import SpectralGradient
 
 __all__ = ["projected_gradient"]
 
@@ -93,21 +86,16 @@ def projected_gradient(
         moved = optree.tree_map(torch.sub, x, gradient_of(x, *args))
         return projection(moved, *args)
 
-    def search(init: Any, *args: Any) -> tuple[Any, Info]:
-        layout = Layout.of(init, "init")
-        x, info = descend(
-            flat_value_and_grad(objective, layout, args),
-            lambda x: layout.ravel(projection(layout.unravel(x), *args), "the projection"),
-            layout.ravel(init, "init"),
-            stepsize=stepsize,
-            tol=tol,
-            maxiter=maxiter,
-        )
-        return layout.unravel(x), info
+    def bind(layout: Layout, args: tuple[Any, ...]) -> SpectralGradient:
+        def project(x: torch.Tensor) -> torch.Tensor:
+            return layout.ravel(projection(layout.unravel(x), *args), "the projection")
+
+        value_and_grad = flat_value_and_grad(objective, layout, args)
+        return SpectralGradient(value_and_grad, project, stepsize, layout.eps)
 
     differentiate = functools.partial(
         custom_fixed_point,
         fixed_point,
         solve=by_size(solves.GMRES) if linear_solve is None else linear_solve,
     )
-    return Solver("projected_gradient", search, differentiate, throw=throw)
+    return Solver("projected_gradient", bind, differentiate, maxiter=maxiter, tol=tol, throw=throw)

@@ -1,10 +1,10 @@
-"""A solver whose solution differentiates: what all of them share."""
+"""A solver whose solution differentiates: a method, its stopping test, its derivative."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import optree
 import torch
@@ -14,29 +14,52 @@ from torchopt_implicit._functorch import unwrap
 from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._status import Info, Status, report
 from torchopt_implicit._tree import Layout
-from torchopt_implicit.solvers._loop import precise
+from torchopt_implicit.solvers._loop import Search, advance, begin, precise, search
+from torchopt_implicit.solvers._method import Method
+from torchopt_implicit.solvers._numbers import Flag
 
 __all__ = [
     "LinearSolve",
-    "Objective",
     "Solver",
+    "SolverState",
     "as_numbers",
     "by_size",
     "check_arguments",
     "detach",
-    "flat_function",
-    "flat_value_and_grad",
     "lowered",
-    "value_and_jacobian",
 ]
 
-#: ``(solution, *args) -> 0-dim tensor``
-Objective = Callable[..., torch.Tensor]
 #: ``(matvec, b) -> x``
 LinearSolve = Callable[..., Any]
 
 #: unknowns up to which a dense factorisation is cheaper than iterating
 DIRECT_SIZE = 256
+REMEDY = "Raise `maxiter` or `tol`, or start closer to the solution"
+
+
+class SolverState(NamedTuple):
+    """How far a solver is, from :meth:`Solver.init_state` and :meth:`Solver.update`.
+
+    A tree of tensors and numbers that can be saved, loaded, and gone on from.
+    """
+
+    #: the iterate, a tree like the solution
+    solution: Any
+    #: what the method knows, and when it is to stop
+    search: Search[Any]
+
+    @property
+    def info(self) -> Info:
+        """How the search ended, if it is over here; ``info.residual_norm`` shows the progress."""
+        return as_numbers(self.search.info)
+
+    @property
+    def is_running(self) -> bool | torch.Tensor:
+        """Whether neither the tolerance is reached nor the method has failed; ``maxiter`` apart."""
+        running: Flag = self.search.is_running
+        if isinstance(running, torch.Tensor) and not running.ndim and unwrap(running) is running:
+            return bool(running)
+        return running  # type: ignore[no-any-return]
 
 
 @final
@@ -47,7 +70,11 @@ class Solver:
 
     - ``solver(init, *args)`` returns the solution, a tree like ``init``, and warns where the
       solver failed, or raises with ``throw=True``;
-    - ``solver.run(init, *args)`` returns ``(solution, info)`` and leaves the verdict to the caller.
+    - ``solver.run(init, *args)`` returns ``(solution, info)`` and leaves the verdict to the caller;
+    - ``solver.init_state(init, *args)`` and ``solver.update(state, *args)`` go step by step;
+    - ``solver.run_iterator(init, batches, *args)`` takes one step for each batch of data, if the
+      method is made for that;
+    - ``solver.attach(solution, *args)`` gives derivatives to a solution that was found otherwise.
 
     The solution is differentiable in each of ``args`` that is a tree of floating point tensors, in
     reverse and forward mode and to any order, at the cost of one linear solve and without the
@@ -57,6 +84,9 @@ class Solver:
     For a batch of problems, each with its own number of iterations, ``torch.vmap(solver)`` solves
     all at once; ``in_dims`` says which arguments carry the batch. Then the fields of ``info`` are
     tensors.
+
+    A new solver is a function that returns one, from a :class:`Method` and the conditions that its
+    solution satisfies.
 
     Example:
         >>> import torch
@@ -68,29 +98,56 @@ class Solver:
         tensor([2., 3., 5.], grad_fn=...)
         >>> torch.autograd.grad(roots.sum(), a)  # 1 / (2 sqrt(a))
         (tensor([0.2500, 0.1667, 0.1000]),)
+
+        Step by step:
+
+        >>> state = solver.init_state(torch.ones(3), a.detach())
+        >>> while state.is_running:
+        ...     state = solver.update(state, a.detach())
+        >>> state.solution, state.info.status.name
+        (tensor([2., 3., 5.]), 'CONVERGED')
     """
 
     def __init__(
         self,
         name: str,
-        search: Callable[..., tuple[Any, Info]],
+        bind: Callable[[Layout, tuple[Any, ...]], Method[Any]],
         differentiate: Callable[..., Any],
         *,
+        maxiter: int,
+        tol: float | None,
         throw: bool,
+        start: Callable[[Any], tuple[Layout, torch.Tensor]] | None = None,
+        default_tol: Callable[[float], float] = precise,
+        absolute: bool = False,
     ) -> None:
-        """Combine a search and its implicit derivative.
+        """Combine a method, its stopping test, and the derivative of what it finds.
 
         Args:
             name: For messages.
-            search: ``(init, *args) -> (solution, info)``, info in tensors.
+            bind: ``(layout, args) -> method``: the method on the problem with these arguments. The
+                layout is that of the solution; ``layout.unravel`` makes its trees from vectors.
             differentiate: ``(argnums, has_aux) -> decorator``: ``custom_root`` or
-                ``custom_fixed_point`` with all but these arguments.
+                ``custom_fixed_point`` with all but these arguments. Nothing else is needed to
+                differentiate.
+            maxiter: The most iterations.
+            tol: The tolerance, see :func:`~torchopt_implicit.solvers._loop.begin`.
             throw: Whether a failed search raises.
+            start: ``init -> (layout, vector)``: the layout of the solution and the vector that
+                the method's ``init_state`` is given. By default ``init`` is a tree like the
+                solution.
+            default_tol: The tolerance for the precision of the unknowns, where none is given.
+            absolute: Whether the tolerance is the error to reach itself.
         """
         self.name = name
-        self._search = search
+        self._bind = bind
         self._differentiate = differentiate
+        self._maxiter = maxiter
+        self._tol = tol
         self._throw = throw
+        self._start = _start if start is None else start
+        self._default_tol = default_tol
+        self._absolute = absolute
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name})"
@@ -98,8 +155,7 @@ class Solver:
     def __call__(self, init: Any, *args: Any) -> Any:
         """Return the solution; report a failure."""
         solution, info = self._run(init, args)
-        remedy = "Raise `maxiter` or `tol`, or start closer to the solution"
-        report(lowered(info), self.name, throw=self._throw, remedy=remedy)
+        report(lowered(info), self.name, throw=self._throw, remedy=REMEDY)
         return solution
 
     def run(self, init: Any, *args: Any) -> tuple[Any, Info]:
@@ -107,26 +163,79 @@ class Solver:
         solution, info = self._run(init, args)
         return solution, as_numbers(info)
 
-    def _run(self, init: Any, args: tuple[Any, ...]) -> tuple[Any, Info]:
-        argnums = tuple(i for i, arg in enumerate(args, start=1) if _is_differentiable(arg))
+    def init_state(self, init: Any, *args: Any) -> SolverState:
+        """Return the state before the first iteration.
 
+        Args:
+            init: Where to start, as for a call; for a warm start the ``solution`` of a state.
+            *args: The arguments of the problem.
+        """
+        layout, vector = self._start(init)
+        state = self._begin(layout, vector, args)
+        return SolverState(layout.unravel(state.state.x), state)
+
+    def update(self, state: SolverState, *args: Any) -> SolverState:
+        """Return the state after one more iteration; the given one stays as it is.
+
+        A problem that is not running any more is left where it is. So ``maxiter`` updates give
+        what :meth:`run` gives. It records gradients as any function does: call it under
+        `torch.no_grad` unless its steps are to be differentiated, and :meth:`attach` the implicit
+        derivative at the end.
+
+        Args:
+            state: From :meth:`init_state` or :meth:`update`.
+            *args: The arguments of the problem, the same as before.
+        """
+        layout = Layout.of(state.solution, "the solution")
+        now = state.search
+        now = advance(self._bind(layout, args).update, now, now.is_running)
+        return SolverState(layout.unravel(now.state.x), now)
+
+    def attach(self, solution: Any, *args: Any) -> Any:
+        """Return a solution that was found otherwise, with its derivatives in the arguments.
+
+        Args:
+            solution: A tree that solves the problem with the arguments: from :meth:`update`, from a
+                file, or from another solver. It is taken as it is.
+            *args: The arguments of the problem.
+        """
+        return self._differentiable(lambda init, *args: (detach(init), None), solution, args)[0]
+
+    def _run(self, init: Any, args: tuple[Any, ...]) -> tuple[Any, Info]:
         def solve(init: Any, *args: Any) -> tuple[Any, Info]:
             init, args = detach((init, args))
             with torch.no_grad():
-                return self._search(init, *args)
+                layout, vector = self._start(init)
+                now = self._begin(layout, vector, args)
+                now = search(self._bind(layout, args).update, now, self._maxiter)
+                return layout.unravel(now.state.x), now.info
 
+        return self._differentiable(solve, init, args)
+
+    def _begin(self, layout: Layout, vector: torch.Tensor, args: tuple[Any, ...]) -> Search[Any]:
+        tol = self._default_tol(layout.eps) if self._tol is None else self._tol
+        return begin(self._bind(layout, args).init_state(vector), tol, absolute=self._absolute)
+
+    def _differentiable(
+        self, solve: Callable[..., tuple[Any, Any]], init: Any, args: tuple[Any, ...]
+    ) -> tuple[Any, Any]:
         solve.__name__ = self.name
+        argnums = tuple(i for i, arg in enumerate(args, start=1) if _is_differentiable(arg))
         if argnums:
             solve = self._differentiate(argnums=argnums, has_aux=True)(solve)
         return solve(init, *args)
 
 
+def _start(init: Any) -> tuple[Layout, torch.Tensor]:
+    layout = Layout.of(init, "init")
+    return layout, layout.ravel(init, "init")
+
+
 def as_numbers(info: Info) -> Info:
     """Return an info of tensors as one of numbers, if it is of one problem outside transforms."""
-    fields = [torch.as_tensor(field) for field in info]
-    if any(unwrap(field) is not field or field.ndim for field in fields):
+    if any(isinstance(x, torch.Tensor) and (unwrap(x) is not x or x.ndim) for x in info):
         return info
-    iterations, residual_norm, status = fields
+    iterations, residual_norm, status = info
     return Info(int(iterations), float(residual_norm), Status(int(status)))
 
 
@@ -165,73 +274,6 @@ def check_arguments(
         )
 
 
-def flat_function(
-    function: Callable[..., Any], layout: Layout, args: tuple[Any, ...]
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a function of trees as one from vectors to vectors."""
-
-    def flat(vector: torch.Tensor) -> torch.Tensor:
-        out = function(layout.unravel(vector), *args)
-        return Layout.of(out, "the function's result").ravel(out, "the function's result")
-
-    return flat
-
-
-def flat_value_and_grad(
-    objective: Objective, layout: Layout, args: tuple[Any, ...]
-) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """Return the value and the gradient of an objective as a function of a vector."""
-
-    def value(vector: torch.Tensor) -> torch.Tensor:
-        out = objective(layout.unravel(vector), *args)
-        if not isinstance(out, torch.Tensor) or out.shape != ():
-            got = f"shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out)
-            raise ValueError(
-                f"`objective` must return a 0-dim tensor, got {got}; sum or average it, and use "
-                "torch.vmap(solver) for a batch of problems"
-            )
-        return out.to(vector.dtype)
-
-    differentiated = torch.func.grad_and_value(value)
-
-    def value_and_grad(vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        gradient, result = differentiated(vector)
-        return result, gradient
-
-    return value_and_grad
-
-
-def value_and_jacobian(
-    function: Callable[[torch.Tensor], torch.Tensor], *, square: bool = False
-) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """Return the value and the dense Jacobian of a function as a function of a vector.
-
-    With ``square`` there must be as many values as unknowns.
-    """
-
-    def with_value(vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        value = function(vector)
-        if square and value.shape != vector.shape:
-            raise ValueError(
-                f"`function` must return as many values as there are unknowns, got "
-                f"{value.numel()} values for {vector.numel()} unknowns; for least squares use "
-                "levenberg_marquardt"
-            )
-        value = value.to(vector.dtype)
-        return value, value
-
-    jacobian = torch.func.jacrev(with_value, has_aux=True)
-
-    def both(vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if vector.numel() == 0:
-            value, _ = with_value(vector)
-            return value, value.new_zeros(value.numel(), 0)
-        matrix, value = jacobian(vector)
-        return value, matrix
-
-    return both
-
-
 def by_size(iterative: Callable[..., linear_solve.LinearSolver]) -> linear_solve.LinearSolver:
     """Return a linear solver that factorises small systems and iterates on large ones."""
     return _BySize(direct=linear_solve.LU(), iterative=iterative)
@@ -245,7 +287,7 @@ class _BySize(linear_solve.LinearSolver):
     def _pick(self, A: LinearOperator) -> linear_solve.LinearSolver:
         if A.domain.size <= DIRECT_SIZE:
             return self.direct
-        return self.iterative(rtol=precise(A.domain.dtype))
+        return self.iterative(rtol=precise(A.domain.eps))
 
     def run(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:
         return self._pick(A).run(A, b)

@@ -1,0 +1,123 @@
+"""A user's functions of trees as functions of vectors, with their derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from torchopt_implicit._functorch import is_transforming
+from torchopt_implicit._tree import Layout
+
+__all__ = [
+    "Objective",
+    "ValueAndGrad",
+    "ValueAndJacobian",
+    "flat_function",
+    "flat_value_and_grad",
+    "value_and_jacobian",
+]
+
+#: ``(solution, *args) -> 0-dim tensor``
+Objective = Callable[..., torch.Tensor]
+#: of a vector: the value and the gradient
+ValueAndGrad = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+#: of a vector: the value and its dense Jacobian
+ValueAndJacobian = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+def flat_function(
+    function: Callable[..., Any], layout: Layout, args: tuple[Any, ...]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a function of trees as one from vectors to vectors."""
+
+    def flat(vector: torch.Tensor) -> torch.Tensor:
+        out = function(layout.unravel(vector), *args)
+        value = Layout.of(out, "the function's result").ravel(out, "the function's result")
+        return value.to(vector.dtype)
+
+    return flat
+
+
+def flat_value_and_grad(
+    objective: Objective, layout: Layout, args: tuple[Any, ...]
+) -> ValueAndGrad:
+    """Return the value and the gradient of an objective as a function of a vector."""
+
+    def value_of(vector: torch.Tensor) -> torch.Tensor:
+        out = objective(layout.unravel(vector), *args)
+        if not isinstance(out, torch.Tensor) or out.shape != ():
+            got = f"shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out)
+            raise ValueError(
+                f"`objective` must return a 0-dim tensor, got {got}; sum or average it, and use "
+                "torch.vmap(solver) for a batch of problems"
+            )
+        return out.to(vector.dtype)
+
+    transformed = torch.func.grad_and_value(value_of)
+
+    def value_and_grad(vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if _is_differentiated():
+            gradient, value = transformed(vector)
+            return value, gradient
+        # in a third of the time
+        with torch.enable_grad():
+            point = vector.detach().requires_grad_()
+            value = value_of(point)
+            if not value.requires_grad:
+                return value, torch.zeros_like(vector)
+            (gradient,) = torch.autograd.grad(value, point, materialize_grads=True)
+        return value.detach(), gradient
+
+    return value_and_grad
+
+
+def value_and_jacobian(
+    function: Callable[[torch.Tensor], torch.Tensor], *, square: bool = False
+) -> ValueAndJacobian:
+    """Return the value and the dense Jacobian of a function as a function of a vector.
+
+    With ``square`` there must be as many values as unknowns.
+    """
+
+    def checked(vector: torch.Tensor) -> torch.Tensor:
+        value = function(vector)
+        if square and value.shape != vector.shape:
+            raise ValueError(
+                f"`function` must return as many values as there are unknowns, got "
+                f"{value.numel()} values for {vector.numel()} unknowns; for least squares use "
+                "levenberg_marquardt"
+            )
+        return value
+
+    def twice(vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        value = checked(vector)
+        return value, value
+
+    transformed = torch.func.jacrev(twice, has_aux=True)
+
+    def both(vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if vector.numel() == 0:
+            value = checked(vector)
+            return value, value.new_zeros(value.numel(), 0)
+        if _is_differentiated():
+            matrix, value = transformed(vector)
+            return value, matrix
+        with torch.enable_grad():
+            point = vector.detach().requires_grad_()
+            value = checked(point)
+            if not value.requires_grad or value.numel() == 0:
+                return value.detach(), value.new_zeros(value.numel(), vector.numel())
+            rows = torch.eye(value.numel(), dtype=value.dtype, device=value.device)
+            (matrix,) = torch.autograd.grad(
+                value, point, rows, is_grads_batched=True, materialize_grads=True
+            )
+        return value.detach(), matrix
+
+    return both
+
+
+def _is_differentiated() -> bool:
+    """Return whether derivatives have to be differentiable, or seen by a transform."""
+    return torch.is_grad_enabled() or is_transforming() or torch.is_inference_mode_enabled()
