@@ -14,7 +14,6 @@ from torchopt_implicit.projections._leaves import (
     leaves_of,
     widen,
 )
-from torchopt_implicit.solvers._qp import qp
 
 __all__ = ["project_affine", "project_halfspace", "project_hyperplane", "project_polyhedron"]
 
@@ -151,6 +150,8 @@ def project_polyhedron(
         >>> project_polyhedron(torch.tensor([2.0, 2.0]).double(), G, h)
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
+    from torchopt_implicit.solvers import qp  # which offers projections itself
+
     point = widen(check_last(check_real(x), least=0))
     rest = [None if data is None else widen(data) for data in (G, h, A, b)]
     eye = torch.eye(x.shape[-1], dtype=point.dtype, device=x.device)

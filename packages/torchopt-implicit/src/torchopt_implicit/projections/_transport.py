@@ -11,7 +11,6 @@ from torchopt_implicit._status import Info, Status, report
 from torchopt_implicit._tree import leading_vmap
 from torchopt_implicit.projections._leaves import check_real, widen
 from torchopt_implicit.projections._simplex import simplex_threshold
-from torchopt_implicit.solvers._loop import iterate
 
 __all__ = ["project_transport"]
 
@@ -139,6 +138,8 @@ def _find_support(
     x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, maxiter: int
 ) -> tuple[Any, ...]:
     """Return where the projection is positive, as ones and zeros, and how the search ended."""
+    from torchopt_implicit.solvers._loop import begin, search  # solvers offer projections
+
     m = a.shape[-1]
     right = torch.cat((a, b))
     eps = torch.finfo(x.dtype).eps
@@ -186,6 +187,6 @@ def _find_support(
         error=torch.linalg.vector_norm(gradient),
         failure=zero,
     )
-    target = 100 * eps * (torch.linalg.vector_norm(right) + x.abs().amax())
-    state, info = iterate(step, state, target=target, maxiter=maxiter)
-    return (primal(state.x) > 0).to(x.dtype), *info
+    target: Any = 100 * eps * (torch.linalg.vector_norm(right) + x.abs().amax())
+    found = search(step, begin(state, target, absolute=True), maxiter)
+    return (primal(found.state.x) > 0).to(x.dtype), *found.info
