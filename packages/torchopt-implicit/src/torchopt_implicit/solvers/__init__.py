@@ -4,31 +4,42 @@ from torchopt_implicit.projections import project_box, project_simplex
 from torchopt_implicit.projections import project_l2_ball as project_ball
 from torchopt_implicit.solvers._anderson import anderson
 from torchopt_implicit.solvers._bisection import bisection
+from torchopt_implicit.solvers._block_coordinate_descent import block_coordinate_descent
 from torchopt_implicit.solvers._broyden import broyden
 from torchopt_implicit.solvers._gradient_descent import gradient_descent
 from torchopt_implicit.solvers._lbfgs import lbfgs
+from torchopt_implicit.solvers._lbfgsb import lbfgsb
 from torchopt_implicit.solvers._levenberg_marquardt import levenberg_marquardt
 from torchopt_implicit.solvers._method import Method
+from torchopt_implicit.solvers._mirror_descent import mirror_descent
 from torchopt_implicit.solvers._newton import newton
 from torchopt_implicit.solvers._projected_gradient import projected_gradient
+from torchopt_implicit.solvers._proximal_gradient import proximal_gradient
 from torchopt_implicit.solvers._qp import QPSolution, qp
 from torchopt_implicit.solvers._solver import Solver, SolverState
+from torchopt_implicit.solvers._sparse_qp import SparseQPSolution, sparse_qp
 
 __all__ = [
     "Method",
     "QPSolution",
     "Solver",
     "SolverState",
+    "SparseQPSolution",
     "anderson",
     "bisection",
+    "block_coordinate_descent",
     "broyden",
     "gradient_descent",
     "lbfgs",
+    "lbfgsb",
     "levenberg_marquardt",
+    "mirror_descent",
     "newton",
     "project_ball",
     "project_box",
     "project_simplex",
     "projected_gradient",
+    "proximal_gradient",
     "qp",
+    "sparse_qp",
 ]
