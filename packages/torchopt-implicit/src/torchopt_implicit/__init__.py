@@ -8,7 +8,7 @@ have their derivatives built in. :mod:`~torchopt_implicit.linear_solve` and
 
 from torchopt_implicit import linalg, linear_solve, solvers
 from torchopt_implicit._affine import affine_root
-from torchopt_implicit._check import (
+from torchopt_implicit._error_bounds import (
     HypergradientError,
     Lipschitz,
     hypergradient_error,
