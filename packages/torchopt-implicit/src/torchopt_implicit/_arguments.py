@@ -11,12 +11,15 @@ import torch
 from torch import nn
 
 from torchopt_implicit._tree import describe_path
+from torchopt_implicit.differentiation import Differentiation, Implicit
 
 __all__ = [
     "check_argnums",
     "check_callable",
     "check_differentiable",
+    "check_differentiation",
     "check_range",
+    "check_unrolled",
     "keyword_filter",
     "split_aux",
 ]
@@ -64,6 +67,37 @@ def check_differentiable(args: tuple[Any, ...], positions: tuple[int, ...], ns: 
                 f"got {type(leaves[0]).__name__} at {describe_path(spec, 0)}; convert it with "
                 "torch.as_tensor(...), or leave it out of `argnums`"
             )
+
+
+def check_differentiation(strategy: Any, solve: Any) -> None:
+    if not isinstance(strategy, Differentiation):
+        raise TypeError(
+            f"`differentiation` must be one of torchopt.diff.implicit.differentiation, such as "
+            f"OneStep(), got {strategy!r}"
+        )
+    if solve is None:
+        return
+    check_callable("solve", solve)
+    if not isinstance(strategy, Implicit):
+        raise ValueError(
+            f"`solve` solves the linear systems of implicit derivatives, of which "
+            f"{strategy!r} has none: leave out one of the two"
+        )
+
+
+def check_unrolled(solution: Any, args: Sequence[Any], name: str, namespace: str) -> None:
+    """Raise if a solver that ran with gradients lost them."""
+
+    def requires_grad(tree: Any) -> bool:
+        leaves = optree.tree_leaves(tree, namespace=namespace)
+        return any(isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in leaves)
+
+    if torch.is_grad_enabled() and requires_grad(args) and not requires_grad(solution):
+        raise RuntimeError(
+            f"with differentiation=Unrolled() the steps of {name} are differentiated, but its "
+            "solution does not depend on the arguments in `argnums` by operations that autograd "
+            "records: look for torch.no_grad, detach and other libraries in it, or use Implicit()"
+        )
 
 
 def split_aux(result: Any) -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -14,7 +15,9 @@ from torchopt_implicit._arguments import (
     check_argnums,
     check_callable,
     check_differentiable,
+    check_differentiation,
     check_range,
+    check_unrolled,
     keyword_filter,
     split_aux,
 )
@@ -22,6 +25,7 @@ from torchopt_implicit._compiler import eager
 from torchopt_implicit._linear import ImplicitSolver
 from torchopt_implicit._solution import implicit_solution
 from torchopt_implicit._tree import Layout
+from torchopt_implicit.differentiation import Differentiation, Implicit, Unrolled
 from torchopt_implicit.linear_solve import solve_normal_cg
 
 __all__ = ["custom_fixed_point", "custom_root"]
@@ -35,6 +39,7 @@ def custom_root(
     has_aux: bool = False,
     solve: Callable[[Any, Any], Any] | None = None,
     *,
+    differentiation: Differentiation | None = None,
     namespace: str = "",
 ) -> Decorator:
     r"""Return a decorator that makes a solver of an equation differentiable.
@@ -43,9 +48,10 @@ def custom_root(
 
     .. math:: \partial x(\theta) = -[\partial_x F(x, \theta)]^{-1}\, \partial_\theta F(x, \theta).
 
-    The solver is not differentiated: it runs once, without gradients, and may be anything. Each
-    derivative solves one linear system, with matvecs by automatic differentiation of ``F``. Reverse
-    mode, forward mode, `torch.func` transforms and derivatives of derivatives all work.
+    The solver is not differentiated: it runs once, without gradients, and may be anything; other
+    ways are a matter of ``differentiation``. Each derivative solves one linear system, with matvecs
+    by automatic differentiation of ``F``. Reverse mode, forward mode, `torch.func` transforms and
+    derivatives of derivatives all work.
 
     Derivatives reach the arguments in ``argnums``, and tensors that ``optimality_fn`` closes over,
     such as the parameters of a module. They do not reach other arguments, nor the initial guess. A
@@ -68,6 +74,8 @@ def custom_root(
             :func:`~torchopt.linear_solve.solve_normal_cg`; where ``F`` is the gradient of a convex
             function, ``solve_cg()`` takes half the time. Or any function ``(matvec, b) -> x``, of
             trees like the solution, but with tuples of one in the place of a single tensor.
+        differentiation: How, see :mod:`torchopt.diff.implicit.differentiation`: by default
+            :class:`~torchopt_implicit.differentiation.Implicit`, the only one that uses ``solve``.
         namespace: In which optree looks for the types of nodes of trees.
 
     Returns:
@@ -77,7 +85,8 @@ def custom_root(
     Raises:
         TypeError: If a function is not callable, ``argnums`` is not made of integers, or, when
             called, a leaf of the solution is not a tensor, or a differentiated argument has none.
-        ValueError: If ``argnums`` is out of range, or, when differentiated, the solution and what
+        ValueError: If ``argnums`` is out of range, or ``solve`` is given to another
+            ``differentiation`` than an implicit one, or, when differentiated, the solution and what
             ``optimality_fn`` returns differ in structure or shapes.
         RuntimeError: If ``optimality_fn`` depends on a tensor from elsewhere that requires
             gradients by a way on which these cannot follow, or, when differentiated, if one that it
@@ -101,7 +110,8 @@ def custom_root(
         Blondel et al., Efficient and modular implicit differentiation, NeurIPS 2022.
     """
     check_callable("optimality_fn", optimality_fn)
-    return _decorator(optimality_fn, argnums, has_aux, solve, namespace, "optimality_fn")
+    options = (argnums, has_aux, solve, differentiation, namespace)
+    return _decorator(optimality_fn, *options, name="optimality_fn")
 
 
 def custom_fixed_point(
@@ -110,6 +120,7 @@ def custom_fixed_point(
     has_aux: bool = False,
     solve: Callable[[Any, Any], Any] | None = None,
     *,
+    differentiation: Differentiation | None = None,
     namespace: str = "",
 ) -> Decorator:
     r"""Return a decorator that makes a solver of a fixed-point equation differentiable.
@@ -121,6 +132,7 @@ def custom_fixed_point(
         argnums: As for :func:`custom_root`.
         has_aux: As for :func:`custom_root`.
         solve: As for :func:`custom_root`.
+        differentiation: As for :func:`custom_root`.
         namespace: As for :func:`custom_root`.
 
     Returns:
@@ -150,7 +162,8 @@ def custom_fixed_point(
         leaves = [old - new for new, old in zip(mapped, own, strict=True)]
         return optree.tree_unflatten(layout.spec, leaves)
 
-    return _decorator(residual, argnums, has_aux, solve, namespace, "fixed_point_fn")
+    options = (argnums, has_aux, solve, differentiation, namespace)
+    return _decorator(residual, *options, name="fixed_point_fn")
 
 
 def _decorator(
@@ -158,19 +171,22 @@ def _decorator(
     argnums: int | Sequence[int],
     has_aux: bool,
     solve: Callable[[Any, Any], Any] | None,
+    differentiation: Differentiation | None,
     namespace: str,
     name: str,
 ) -> Decorator:
     positions = check_argnums(argnums)
-    solve = solve_normal_cg() if solve is None else solve
-    check_callable("solve", solve)
+    strategy = Implicit() if differentiation is None else differentiation
+    check_differentiation(strategy, solve)
+    solve = strategy.linear_solver(solve_normal_cg() if solve is None else solve)
     accepts = keyword_filter(residual_fn)
 
     def decorate(solver: Callable[..., Any]) -> Callable[..., Any]:
         check_callable("the decorated solver", solver)
         signature = inspect.signature(solver)
         check_range(positions, signature)
-        linear = ImplicitSolver(solve, getattr(solver, "__name__", type(solver).__name__))
+        title = getattr(solver, "__name__", type(solver).__name__)
+        linear = None if solve is None else ImplicitSolver(solve, title)
 
         @eager
         @functools.wraps(solver)
@@ -184,9 +200,13 @@ def _decorator(
                     f"{len(args)}, got {positions[-1]}"
                 )
             check_differentiable(args, positions, namespace)
-            with torch.no_grad():
+            is_unrolled = isinstance(strategy, Unrolled)
+            with contextlib.nullcontext() if is_unrolled else torch.no_grad():
                 result = solver(*args, **kwargs)
             solution, aux = split_aux(result) if has_aux else (result, None)
+            if is_unrolled:
+                check_unrolled(solution, [args[i] for i in positions], title, namespace)
+                return result
             known = {key: value for key, value in kwargs.items() if accepts(key)}
             solution = implicit_solution(
                 lambda x, *rest: residual_fn(x, *rest, **known),

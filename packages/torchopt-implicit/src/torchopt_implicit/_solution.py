@@ -25,7 +25,7 @@ def implicit_solution(
     solution: Any,
     args: tuple[Any, ...],
     argnums: Sequence[int],
-    linear: ImplicitSolver,
+    linear: ImplicitSolver | None,
     *,
     name: str = "optimality_fn",
     namespace: str = "",
@@ -37,13 +37,14 @@ def implicit_solution(
         solution: A tree where it is zero.
         args: Its other arguments.
         argnums: Which of these to differentiate in.
-        linear: Solves linear systems.
+        linear: Solves linear systems; without it the solution is constant.
         name: What to call ``residual_fn`` in messages.
         namespace: In which optree looks for the types of nodes of trees.
     """
     layout = Layout.of(solution, "the solution", namespace=namespace)
     vector = layout.join(layout.flatten(solution, "the solution")).detach()
-    if torch.is_grad_enabled() or is_differentiating() or is_forward_mode():
+    is_differentiated = torch.is_grad_enabled() or is_differentiating() or is_forward_mode()
+    if linear is not None and is_differentiated:
         system, tensors = build_system(
             residual_fn, layout, vector, args, argnums, linear, name=name, namespace=namespace
         )
@@ -151,10 +152,11 @@ def _examine(system: System, x: torch.Tensor, tensors: Tensors) -> tuple[Capture
         # differentiated in x, too, so that the function may use torch.autograd.grad
         torch.func.vjp(lambda x: system.function(x, *tensors), x)
 
+    # others than those that the function may close over, too; and values are enough
+    given = [t.detach() for t in tensors]
     if is_transforming():
-        # detached, since values are enough to see what is called
-        return capture(transform, x, *(t.detach() for t in tensors)), None
-    return capture(trace, x, *tensors), traces[-1]
+        return capture(transform, x, *given), None
+    return capture(trace, x, *given), traces[-1]
 
 
 def _unseen(residual: torch.Tensor, known: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
