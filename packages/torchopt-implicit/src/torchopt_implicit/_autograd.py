@@ -18,8 +18,14 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function
 
-from torchopt_implicit._functorch import innermost_is_jvp, is_transforming, jvp_levels
+from torchopt_implicit._functorch import (
+    innermost_is_jvp,
+    is_transforming,
+    jvp_levels,
+    unwrap_dead,
+)
 from torchopt_implicit._system import System, Tensors
 
 __all__ = ["attach", "solve"]
@@ -37,6 +43,9 @@ def solve(
         x: The point, ``(*batch, n)``.
         tensors: The tensors of the system.
     """
+    if has_torch_function(tensors):
+        # whoever watches what torch is called with sees these, too
+        return handle_torch_function(solve, tensors, system, transposed, b, x, tensors)
     tangents = _tangents((b, x, *tensors))
     if tangents is None:
         return _Solve.apply(system, transposed, b, x, *tensors)  # type: ignore[no-any-return, no-untyped-call]
@@ -55,6 +64,8 @@ def attach(system: System, x: torch.Tensor, tensors: Tensors) -> torch.Tensor:
         x: The solution, ``(*batch, n)``, detached from everything.
         tensors: The tensors of the system.
     """
+    if has_torch_function(tensors):
+        return handle_torch_function(attach, tensors, system, x, tensors)
     tangents = _tangents(tensors)
     if tangents is None:
         return _Attach.apply(system, x, *tensors)  # type: ignore[no-any-return, no-untyped-call]
@@ -155,6 +166,11 @@ def _check_single_forward_level() -> None:
         )
 
 
+def _saved(ctx: Any) -> list[torch.Tensor]:
+    """Return the saved tensors, of transforms that are still at work."""
+    return [unwrap_dead(tensor) for tensor in ctx.saved_tensors]
+
+
 class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -170,7 +186,7 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
-        u, x, *tensors = ctx.saved_tensors
+        u, x, *tensors = _saved(ctx)
         system, transposed = ctx.system, ctx.transposed
         w = solve(system, not transposed, gradient, x, tuple(tensors))
         if not any(ctx.needs_input_grad[3:]):
@@ -182,7 +198,7 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> torch.Tensor:
         _check_single_forward_level()
-        u, x, *tensors = ctx.saved_tensors
+        u, x, *tensors = _saved(ctx)
         return _solve_tangent(ctx.system, ctx.transposed, u, x, tuple(tensors), tangents[2:])
 
     @staticmethod
@@ -221,10 +237,10 @@ class _Attach(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
-        x, *tensors = ctx.saved_tensors
+        x, *tensors = _saved(ctx)
         if _is_final((gradient, x, *tensors)):
             # nothing differentiates this again, so that one graph serves all
-            trace = ctx.system.trace(x, tuple(tensors))
+            trace = ctx.system.take(x, tuple(tensors))
             u = ctx.system.solver.run(trace, True, gradient)
             return (None, None, *ctx.system.spread(trace.pullback(-u)))
         u = solve(ctx.system, True, gradient, x, tuple(tensors))
@@ -234,7 +250,7 @@ class _Attach(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> torch.Tensor:
         _check_single_forward_level()
-        x, *tensors = ctx.saved_tensors
+        x, *tensors = _saved(ctx)
         return _attach_tangent(ctx.system, x, tuple(tensors), tangents[2:])
 
     @staticmethod
