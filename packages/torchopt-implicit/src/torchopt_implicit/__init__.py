@@ -6,9 +6,17 @@ have their derivatives built in. :mod:`~torchopt_implicit.linear_solve` and
 :mod:`~torchopt_implicit.linalg` are the linear algebra underneath.
 """
 
-from torchopt_implicit import bilevel, linalg, linear_solve, projections, proximal, solvers
+from torchopt_implicit import (
+    bilevel,
+    differentiation,
+    linalg,
+    linear_solve,
+    projections,
+    proximal,
+    solvers,
+)
 from torchopt_implicit._affine import affine_root
-from torchopt_implicit._check import (
+from torchopt_implicit._error_bounds import (
     HypergradientError,
     Lipschitz,
     hypergradient_error,
@@ -32,6 +40,7 @@ __all__ = [
     "bilevel",
     "custom_fixed_point",
     "custom_root",
+    "differentiation",
     "hypergradient_error",
     "kkt_conditions",
     "linalg",

@@ -7,6 +7,7 @@ they look at residuals and stop, which a `bool` of a batched tensor refuses.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import optree
@@ -14,13 +15,18 @@ import torch
 from torch.autograd import forward_ad
 
 __all__ = [
+    "depth",
     "innermost_is_jvp",
+    "is_differentiating",
     "is_forward_mode",
     "is_readable",
     "is_transforming",
+    "is_wrapped",
     "jvp_levels",
     "lower",
+    "rewrap",
     "unwrap",
+    "unwrap_above",
     "unwrap_dead",
 ]
 
@@ -36,6 +42,12 @@ def innermost_is_jvp() -> bool:
     """Return whether the innermost transform is `torch.func.jvp`."""
     level = _functorch.peek_interpreter_stack()
     return level is not None and level.key() == _functorch.TransformType.Jvp
+
+
+def is_differentiating() -> bool:
+    """Return whether a transform at work takes derivatives, as `vmap` does not."""
+    kinds = (_functorch.TransformType.Grad, _functorch.TransformType.Jvp)
+    return any(level.key() in kinds for level in _functorch.get_interpreter_stack() or ())
 
 
 def jvp_levels() -> int:
@@ -98,3 +110,35 @@ def _peel(x: torch.Tensor, level: int, batched: bool) -> torch.Tensor:
     dim = _functorch.maybe_get_bdim(x) if batched else None
     x = _functorch.get_unwrapped(x)
     return x if dim is None else x.movedim(dim, 0)
+
+
+def depth() -> int:
+    """Return the level of the innermost transform at work, 0 outside of all."""
+    level = _functorch.peek_interpreter_stack()
+    return 0 if level is None else int(level.level())
+
+
+def is_wrapped(x: torch.Tensor, *, above: int = 0) -> bool:
+    """Return whether a transform wraps the tensor whose level is higher than ``above``."""
+    return _functorch.is_functorch_wrapped_tensor(x) and _functorch.maybe_get_level(x) > above
+
+
+def unwrap_above(x: torch.Tensor, level: int) -> torch.Tensor:
+    """Return the tensor underneath the transforms whose level is higher than ``level``."""
+    while is_wrapped(x, above=level):
+        x = _functorch.get_unwrapped(x)
+    return x
+
+
+def rewrap(x: torch.Tensor, replace: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Return a tensor wrapped as ``x`` is, around what replaces the tensor in that wrapper."""
+    inner = _functorch.get_unwrapped(x)
+    new = replace(inner)
+    if new is inner:
+        return x
+    level = _functorch.maybe_get_level(x)
+    if _functorch.is_batchedtensor(x):
+        wrapped: torch.Tensor = _functorch._add_batch_dim(new, _functorch.maybe_get_bdim(x), level)
+        return wrapped
+    wrapped = _functorch._wrap_for_grad(new, level)
+    return wrapped.requires_grad_() if x.requires_grad else wrapped

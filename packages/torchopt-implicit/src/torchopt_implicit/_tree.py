@@ -116,6 +116,8 @@ class Layout(NamedTuple):
     def split(self, vector: torch.Tensor) -> list[torch.Tensor]:
         """Return the leaves of a vector ``(*batch, size)``, each with the batch in front."""
         batch = vector.shape[:-1]
+        if len(self.shapes) == 1 and self.dtypes[0] == vector.dtype:  # already that of its leaf
+            return [vector.reshape((*batch, *self.shapes[0])).to(self.devices[0])]
         leaves = []
         parts = torch.split(vector, list(self.sizes), dim=-1) if self.sizes else ()
         for part, shape, dtype, device in zip(

@@ -12,9 +12,10 @@ import torch
 from torchopt_implicit import linear_solve as solves
 from torchopt_implicit._root import custom_fixed_point
 from torchopt_implicit._tree import Layout
+from torchopt_implicit.solvers._linear_step import LinearSolve, derivative_solver
 from torchopt_implicit.solvers._method import Method
 from torchopt_implicit.solvers._numbers import Number, like, minimum, read, select
-from torchopt_implicit.solvers._solver import LinearSolve, Solver, by_size, check_arguments
+from torchopt_implicit.solvers._solver import Solver, by_size, check_arguments
 
 __all__ = ["anderson"]
 
@@ -41,6 +42,7 @@ def anderson(
     ridge: float = 1e-10,
     maxiter: int = 200,
     tol: float | None = None,
+    derivative_solve: LinearSolve | None = None,
     linear_solve: LinearSolve | None = None,
     throw: bool = False,
 ) -> Solver:
@@ -63,15 +65,16 @@ def anderson(
         maxiter: The most evaluations.
         tol: Stop when :math:`\|T(x) - x\|` is at most ``tol * max(1, its value at the start)``;
             3.7e-11 in float64 and 2.4e-5 in float32 by default.
-        linear_solve: Solves with :math:`I - \partial_x T` in derivatives. A factorisation for up to
-            256 unknowns and GMRES beyond by default.
+        derivative_solve: Solves with :math:`I - \partial_x T` in derivatives. A factorisation for
+            up to 256 unknowns and GMRES beyond by default.
+        linear_solve: The former name of ``derivative_solve``.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
         A :class:`Solver`.
 
     Raises:
-        TypeError: If ``function`` or ``linear_solve`` is not callable.
+        TypeError: If ``function`` or ``derivative_solve`` is not callable.
         ValueError: If a number is out of its range, or the function returns another tree.
 
     Example:
@@ -88,7 +91,8 @@ def anderson(
     References:
         H. F. Walker, P. Ni: Anderson acceleration for fixed-point iterations (2011).
     """
-    check_arguments(function, "function", maxiter, tol, linear_solve)
+    derivative_solve = derivative_solver(derivative_solve, linear_solve)
+    check_arguments(function, "function", maxiter, tol, derivative_solve=derivative_solve)
     if not isinstance(history, int) or history < 1:
         raise ValueError(f"`history` must be a positive integer, got {history!r}")
     if not mixing > 0:
@@ -105,7 +109,7 @@ def anderson(
     differentiate = functools.partial(
         custom_fixed_point,
         function,
-        solve=by_size(solves.GMRES) if linear_solve is None else linear_solve,
+        solve=by_size(solves.GMRES) if derivative_solve is None else derivative_solve,
     )
     return Solver("anderson", bind, differentiate, maxiter=maxiter, tol=tol, throw=throw)
 

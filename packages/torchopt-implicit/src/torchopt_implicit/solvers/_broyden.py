@@ -14,9 +14,10 @@ from torchopt_implicit._root import custom_root
 from torchopt_implicit._status import Status
 from torchopt_implicit._tree import Layout
 from torchopt_implicit.solvers._flat import flat_function, value_and_jacobian
+from torchopt_implicit.solvers._linear_step import LinearSolve, derivative_solver
 from torchopt_implicit.solvers._method import Method
 from torchopt_implicit.solvers._numbers import Number, is_finite, like, read, select
-from torchopt_implicit.solvers._solver import LinearSolve, Solver, by_size, check_arguments
+from torchopt_implicit.solvers._solver import Solver, by_size, check_arguments
 
 __all__ = ["broyden"]
 
@@ -41,6 +42,7 @@ def broyden(
     *,
     maxiter: int = 200,
     tol: float | None = None,
+    derivative_solve: LinearSolve | None = None,
     linear_solve: LinearSolve | None = None,
     throw: bool = False,
 ) -> Solver:
@@ -59,14 +61,15 @@ def broyden(
         function: ``function(x, *args)`` returns a tree like ``x``, which is a tree like ``init``.
         maxiter: The most evaluations.
         tol: As in :func:`newton`.
-        linear_solve: As in :func:`newton`.
+        derivative_solve: As in :func:`newton`.
+        linear_solve: The former name of ``derivative_solve``.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
         A :class:`Solver`. A singular Jacobian at ``init`` ends it with ``Status.BREAKDOWN``.
 
     Raises:
-        TypeError: If ``function`` or ``linear_solve`` is not callable.
+        TypeError: If ``function`` or ``derivative_solve`` is not callable.
         ValueError: If a number is out of its range, or the function has not as many values as
             unknowns.
 
@@ -83,7 +86,8 @@ def broyden(
     References:
         C. G. Broyden: A class of methods for solving nonlinear simultaneous equations (1965).
     """
-    check_arguments(function, "function", maxiter, tol, linear_solve)
+    derivative_solve = derivative_solver(derivative_solve, linear_solve)
+    check_arguments(function, "function", maxiter, tol, derivative_solve=derivative_solve)
 
     def bind(layout: Layout, args: tuple[Any, ...]) -> _Broyden:
         return _Broyden(flat_function(function, layout, args))
@@ -91,7 +95,7 @@ def broyden(
     differentiate = functools.partial(
         custom_root,
         function,
-        solve=by_size(solves.GMRES) if linear_solve is None else linear_solve,
+        solve=by_size(solves.GMRES) if derivative_solve is None else derivative_solve,
     )
     return Solver("broyden", bind, differentiate, maxiter=maxiter, tol=tol, throw=throw)
 

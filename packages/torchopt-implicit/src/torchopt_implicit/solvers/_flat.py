@@ -16,8 +16,12 @@ __all__ = [
     "ValueAndJacobian",
     "flat_function",
     "flat_value_and_grad",
+    "square_value",
     "value_and_jacobian",
 ]
+
+#: so many passes cost less than to set up a batch of them
+FEW_ROWS = 4
 
 #: ``(solution, *args) -> 0-dim tensor``
 Objective = Callable[..., torch.Tensor]
@@ -34,6 +38,8 @@ def flat_function(
 
     def flat(vector: torch.Tensor) -> torch.Tensor:
         out = function(layout.unravel(vector), *args)
+        if isinstance(out, torch.Tensor) and out.is_floating_point():
+            return out.reshape(-1).to(vector)
         value = Layout.of(out, "the function's result").ravel(out, "the function's result")
         return value.to(vector.dtype)
 
@@ -73,6 +79,24 @@ def flat_value_and_grad(
     return value_and_grad
 
 
+def square_value(
+    function: Callable[[torch.Tensor], torch.Tensor], vector: torch.Tensor
+) -> torch.Tensor:
+    """Return the value of a function that must have as many values as there are unknowns.
+
+    Raises:
+        ValueError: If it has not.
+    """
+    value = function(vector)
+    if value.shape != vector.shape:
+        raise ValueError(
+            f"`function` must return as many values as there are unknowns, got "
+            f"{value.numel()} values for {vector.numel()} unknowns; for least squares use "
+            "levenberg_marquardt"
+        )
+    return value
+
+
 def value_and_jacobian(
     function: Callable[[torch.Tensor], torch.Tensor], *, square: bool = False
 ) -> ValueAndJacobian:
@@ -82,14 +106,7 @@ def value_and_jacobian(
     """
 
     def checked(vector: torch.Tensor) -> torch.Tensor:
-        value = function(vector)
-        if square and value.shape != vector.shape:
-            raise ValueError(
-                f"`function` must return as many values as there are unknowns, got "
-                f"{value.numel()} values for {vector.numel()} unknowns; for least squares use "
-                "levenberg_marquardt"
-            )
-        return value
+        return square_value(function, vector) if square else function(vector)
 
     def twice(vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         value = checked(vector)
@@ -109,13 +126,23 @@ def value_and_jacobian(
             value = checked(point)
             if not value.requires_grad or value.numel() == 0:
                 return value.detach(), value.new_zeros(value.numel(), vector.numel())
-            rows = torch.eye(value.numel(), dtype=value.dtype, device=value.device)
-            (matrix,) = torch.autograd.grad(
-                value, point, rows, is_grads_batched=True, materialize_grads=True
-            )
+            matrix = _rows(value, point)
         return value.detach(), matrix
 
     return both
+
+
+def _rows(value: torch.Tensor, point: torch.Tensor) -> torch.Tensor:
+    """Return the Jacobian of a value from its graph: one batched pass, or a few that cost less."""
+    rows = torch.eye(value.numel(), dtype=value.dtype, device=value.device)
+    if len(rows) <= FEW_ROWS:
+        return torch.stack(
+            [
+                torch.autograd.grad(value, point, row, retain_graph=True, materialize_grads=True)[0]
+                for row in rows.unbind()
+            ]
+        )
+    return torch.autograd.grad(value, point, rows, is_grads_batched=True, materialize_grads=True)[0]
 
 
 def _is_differentiated() -> bool:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from torchopt_implicit import linear_solve as solves
-from torchopt_implicit._root import custom_root
-from torchopt_implicit._tree import Layout
-from torchopt_implicit.solvers._flat import Objective, flat_value_and_grad
+from torchopt_implicit.solvers._flat import Objective
+from torchopt_implicit.solvers._linear_step import LinearSolve, derivative_solver
 from torchopt_implicit.solvers._numbers import (
     Flag,
     Number,
@@ -21,8 +18,8 @@ from torchopt_implicit.solvers._numbers import (
     like,
     select,
 )
-from torchopt_implicit.solvers._solver import LinearSolve, Solver, by_size, check_arguments
-from torchopt_implicit.solvers._wolfe import Directions, WolfeDescent
+from torchopt_implicit.solvers._solver import Solver
+from torchopt_implicit.solvers._wolfe import Directions, descent_solver
 
 __all__ = ["lbfgs"]
 
@@ -33,6 +30,7 @@ def lbfgs(
     history: int = 10,
     maxiter: int = 500,
     tol: float | None = None,
+    derivative_solve: LinearSolve | None = None,
     linear_solve: LinearSolve | None = None,
     throw: bool = False,
 ) -> Solver:
@@ -51,14 +49,15 @@ def lbfgs(
         history: How many moves are remembered.
         maxiter: The most evaluations.
         tol: As in :func:`gradient_descent`.
-        linear_solve: As in :func:`gradient_descent`.
+        derivative_solve: As in :func:`gradient_descent`.
+        linear_solve: The former name of ``derivative_solve``.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
         A :class:`Solver`.
 
     Raises:
-        TypeError: If ``objective`` or ``linear_solve`` is not callable.
+        TypeError: If ``objective`` or ``derivative_solve`` is not callable.
         ValueError: If a number is out of its range, or the objective is not scalar.
 
     Example:
@@ -75,20 +74,19 @@ def lbfgs(
     References:
         J. Nocedal, S. J. Wright: Numerical Optimization (2006), algorithms 3.5, 3.6 and 7.5.
     """
-    check_arguments(objective, "objective", maxiter, tol, linear_solve)
+    derivative_solve = derivative_solver(derivative_solve, linear_solve)
     if not isinstance(history, int) or history < 1:
         raise ValueError(f"`history` must be a positive integer, got {history!r}")
 
-    def bind(layout: Layout, args: tuple[Any, ...]) -> WolfeDescent:
-        value_and_grad = flat_value_and_grad(objective, layout, args)
-        return WolfeDescent(value_and_grad, _Limited(history), layout.eps)
-
-    differentiate = functools.partial(
-        custom_root,
-        torch.func.grad(objective),
-        solve=by_size(solves.CG) if linear_solve is None else linear_solve,
+    return descent_solver(
+        "lbfgs",
+        objective,
+        _Limited(history),
+        maxiter=maxiter,
+        tol=tol,
+        derivative_solve=derivative_solve,
+        throw=throw,
     )
-    return Solver("lbfgs", bind, differentiate, maxiter=maxiter, tol=tol, throw=throw)
 
 
 class _Memory(NamedTuple):

@@ -13,14 +13,25 @@ from torchopt_implicit import linear_solve as solves
 from torchopt_implicit._root import custom_root
 from torchopt_implicit._status import Status
 from torchopt_implicit._tree import Layout
-from torchopt_implicit.solvers._flat import (
-    ValueAndJacobian,
-    flat_function,
-    value_and_jacobian,
+from torchopt_implicit.solvers._least_squares import (
+    Linearization,
+    Residuals,
+    half_square,
+    residuals_of,
 )
+from torchopt_implicit.solvers._linear_step import LinearSolve
 from torchopt_implicit.solvers._method import Method
-from torchopt_implicit.solvers._numbers import Number, clamp, divide, like, maximum, read, select
-from torchopt_implicit.solvers._solver import LinearSolve, Solver, by_size, check_arguments
+from torchopt_implicit.solvers._numbers import (
+    Number,
+    clamp,
+    divide,
+    is_finite,
+    like,
+    maximum,
+    read,
+    select,
+)
+from torchopt_implicit.solvers._solver import Solver, by_size, check_arguments
 
 __all__ = ["levenberg_marquardt"]
 
@@ -30,10 +41,8 @@ MAX_TRIALS = 40
 
 class _State(NamedTuple):
     x: torch.Tensor
-    # residuals at `x`, the gradient of half their squares, and their Jacobian
-    residual: torch.Tensor
-    gradient: torch.Tensor
-    jacobian: torch.Tensor
+    # residuals at `x`, and their derivatives
+    at: Linearization
     # largest squared column norms so far: the scale of the unknowns
     scale: torch.Tensor
     # relative damping, and by what a rejected step multiplies it
@@ -51,6 +60,7 @@ def levenberg_marquardt(
     maxiter: int = 200,
     tol: float | None = None,
     linear_solve: LinearSolve | None = None,
+    derivative_solve: LinearSolve | None = None,
     throw: bool = False,
 ) -> Solver:
     r"""Return a solver for nonlinear least squares.
@@ -70,14 +80,18 @@ def levenberg_marquardt(
         maxiter: The most evaluations.
         tol: Stop when :math:`\|J^\top r\|` is at most ``tol * max(1, its value at the
             start)``; 3.7e-11 in float64 and 2.4e-5 in float32 by default.
-        linear_solve: As in :func:`gradient_descent`.
+        linear_solve: Solves for the steps, by products with :math:`J` and its transpose instead of
+            the dense Jacobian, and with :math:`D = I`: a callable ``(matvec, b) -> x`` for a
+            positive definite system, as :func:`~torchopt_implicit.linear_solve.solve_cg` returns.
+            By default the dense matrix is factorised.
+        derivative_solve: As in :func:`gradient_descent`; ``linear_solve`` if that is given.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
         A :class:`Solver`.
 
     Raises:
-        TypeError: If ``residual`` or ``linear_solve`` is not callable.
+        TypeError: If ``residual`` or a linear solver is not callable.
         ValueError: If a number is out of its range.
 
     Example:
@@ -96,43 +110,42 @@ def levenberg_marquardt(
         J. J. Moré: The Levenberg-Marquardt algorithm (1978); H. B. Nielsen: Damping parameter in
         Marquardt's method (1999), section 2.3.
     """
-    check_arguments(residual, "residual", maxiter, tol, linear_solve)
+    check_arguments(
+        residual,
+        "residual",
+        maxiter,
+        tol,
+        linear_solve=linear_solve,
+        derivative_solve=derivative_solve,
+    )
+    derivative_solve = linear_solve if derivative_solve is None else derivative_solve
     if not damping > 0:
         raise ValueError(f"`damping` must be positive, got {damping!r}")
 
-    def half_square(x: Any, *args: Any) -> torch.Tensor:
-        out = residual(x, *args)
-        vector = Layout.of(out, "the residuals").ravel(out, "the residuals")
-        return 0.5 * vector.square().sum()
-
     def bind(layout: Layout, args: tuple[Any, ...]) -> _LevenbergMarquardt:
-        linearize = value_and_jacobian(flat_function(residual, layout, args))
-        return _LevenbergMarquardt(linearize, damping)
+        return _LevenbergMarquardt(residuals_of(residual, layout, args, linear_solve), damping)
 
     differentiate = functools.partial(
         custom_root,
-        torch.func.grad(half_square),
-        solve=by_size(solves.CG) if linear_solve is None else linear_solve,
+        torch.func.grad(half_square(residual)),
+        solve=by_size(solves.CG) if derivative_solve is None else derivative_solve,
     )
     return Solver("levenberg_marquardt", bind, differentiate, maxiter=maxiter, tol=tol, throw=throw)
 
 
 @dataclasses.dataclass(frozen=True)
 class _LevenbergMarquardt(Method[_State]):
-    linearize: ValueAndJacobian
+    residuals: Residuals
     damping: float
 
     def init_state(self, x: torch.Tensor) -> _State:
-        residual, jacobian = self.linearize(x)
-        gradient = residual @ jacobian
-        (error,) = read(torch.linalg.vector_norm(gradient))
+        at = self.residuals.linearize(x)
+        (error,) = read(torch.linalg.vector_norm(at.gradient))
         zero = like(error, 0)
         return _State(
             x=x,
-            residual=residual,
-            gradient=gradient,
-            jacobian=jacobian.detach(),
-            scale=jacobian.detach().square().sum(0),
+            at=at,
+            scale=self.residuals.scale(at),
             damping=like(error, self.damping),
             growth=like(error, 2.0),
             trials=zero,
@@ -141,30 +154,27 @@ class _LevenbergMarquardt(Method[_State]):
         )
 
     def update(self, state: _State) -> _State:
-        x, residual, gradient, jacobian = state.x, state.residual, state.gradient, state.jacobian
+        x, at = state.x, state.at
         largest = state.scale.amax() if x.numel() else state.scale.sum()
         eps = torch.finfo(x.dtype).eps
         # an unknown no residual depends on still needs a positive scale
         scale = state.scale.clamp_min(eps * largest) + torch.finfo(x.dtype).tiny
         damping = state.damping * scale
-        factor, broken = torch.linalg.cholesky_ex(jacobian.mT @ jacobian + torch.diag(damping))
-        move = -torch.cholesky_solve(gradient.unsqueeze(-1), factor).squeeze(-1)
+        move = self.residuals.step(x, at, damping)
 
         trial = x + move
-        new_residual, new_jacobian = self.linearize(trial)
-        new_gradient = new_residual @ new_jacobian
+        new = self.residuals.linearize(trial)
         # of half the squares; as products of differences they keep their digits
-        actual, predicted, square, error, unbroken = read(
-            0.5 * ((residual - new_residual) @ (residual + new_residual)),
-            0.5 * (move @ (damping * move - gradient)),
-            residual @ residual,
-            torch.linalg.vector_norm(new_gradient),
-            (broken == 0) & torch.isfinite(new_jacobian).all(),
+        actual, predicted, square, error = read(
+            0.5 * ((at.residual - new.residual) @ (at.residual + new.residual)),
+            0.5 * (move @ (damping * move - at.gradient)),
+            at.residual @ at.residual,
+            torch.linalg.vector_norm(new.gradient),
         )
         ratio = divide(actual, predicted)
         slack = 8 * eps * square
         hardly = (abs(actual) <= slack) & (predicted <= slack)
-        accept = ((ratio > 1e-4) | hardly) & unbroken
+        accept = ((ratio > 1e-4) | hardly) & is_finite(error)
 
         cube = (2 * ratio - 1) * (2 * ratio - 1) * (2 * ratio - 1)
         gentler = clamp(1 - cube, 1 / 3, 2.0)
@@ -178,13 +188,6 @@ class _LevenbergMarquardt(Method[_State]):
         )
         if accept is False:
             return kept
-        new_jacobian = new_jacobian.detach()
-        taken = kept._replace(
-            x=trial,
-            residual=new_residual,
-            gradient=new_gradient,
-            jacobian=new_jacobian,
-            scale=torch.maximum(state.scale, new_jacobian.square().sum(0)),
-            error=error,
-        )
+        scale = torch.maximum(state.scale, self.residuals.scale(new))
+        taken = kept._replace(x=trial, at=new, scale=scale, error=error)
         return select(accept, taken, kept)  # type: ignore[no-any-return]

@@ -19,7 +19,6 @@ from torchopt_implicit.solvers._method import Method
 from torchopt_implicit.solvers._numbers import Flag
 
 __all__ = [
-    "LinearSolve",
     "Solver",
     "SolverState",
     "as_numbers",
@@ -28,9 +27,6 @@ __all__ = [
     "detach",
     "lowered",
 ]
-
-#: ``(matvec, b) -> x``
-LinearSolve = Callable[..., Any]
 
 #: unknowns up to which a dense factorisation is cheaper than iterating
 DIRECT_SIZE = 256
@@ -256,7 +252,7 @@ def _is_differentiable(arg: Any) -> bool:
 
 
 def check_arguments(
-    function: Any, name: str, maxiter: int, tol: float | None, solve: Any = None
+    function: Any, name: str, maxiter: int, tol: float | None, **linear_solvers: Any
 ) -> None:
     """Raise if an argument that the solvers share is not what it has to be."""
     if not callable(function):
@@ -267,11 +263,12 @@ def check_arguments(
         raise ValueError(f"`maxiter` must be a non-negative integer, got {maxiter!r}")
     if tol is not None and not tol > 0:
         raise ValueError(f"`tol` must be positive, or None for the default, got {tol!r}")
-    if solve is not None and not callable(solve):
-        raise TypeError(
-            f"`linear_solve` must be callable as linear_solve(matvec, b), got "
-            f"{type(solve).__name__}; for example torchopt_implicit.linear_solve.solve_cg()"
-        )
+    for keyword, solve in linear_solvers.items():
+        if solve is not None and not callable(solve):
+            raise TypeError(
+                f"`{keyword}` must be callable as {keyword}(matvec, b), got "
+                f"{type(solve).__name__}; for example torchopt_implicit.linear_solve.solve_cg()"
+            )
 
 
 def by_size(iterative: Callable[..., linear_solve.LinearSolver]) -> linear_solve.LinearSolver:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
+from torchopt_implicit import linear_solve as solves
+from torchopt_implicit._root import custom_root
 from torchopt_implicit._status import Status
-from torchopt_implicit.solvers._flat import ValueAndGrad
+from torchopt_implicit._tree import Layout
+from torchopt_implicit.solvers._flat import Objective, ValueAndGrad, flat_value_and_grad
+from torchopt_implicit.solvers._linear_step import LinearSolve
 from torchopt_implicit.solvers._method import Method
 from torchopt_implicit.solvers._numbers import (
     Flag,
@@ -27,14 +32,41 @@ from torchopt_implicit.solvers._numbers import (
     select,
     sign,
 )
+from torchopt_implicit.solvers._solver import Solver, by_size, check_arguments
 
-__all__ = ["Directions", "WolfeDescent"]
+__all__ = ["Directions", "descent_solver"]
 
 SUFFICIENT_DECREASE = 1e-4
 #: trials in a row without a step that decreases before the search is given up
 MAX_TRIALS = 40
+#: as a multiple of the rounding of values, what their differences need to be of use to a cubic
+NOISE = 1000
 
 Memory = TypeVar("Memory")
+
+
+def descent_solver(
+    name: str,
+    objective: Objective,
+    directions: Directions[Any],
+    *,
+    maxiter: int,
+    tol: float | None,
+    derivative_solve: LinearSolve | None,
+    throw: bool,
+) -> Solver:
+    """Return the solver that minimizes along directions of a rule."""
+    check_arguments(objective, "objective", maxiter, tol, derivative_solve=derivative_solve)
+
+    def bind(layout: Layout, args: tuple[Any, ...]) -> _WolfeDescent:
+        return _WolfeDescent(flat_value_and_grad(objective, layout, args), directions, layout.eps)
+
+    differentiate = functools.partial(
+        custom_root,
+        torch.func.grad(objective),
+        solve=by_size(solves.CG) if derivative_solve is None else derivative_solve,
+    )
+    return Solver(name, bind, differentiate, maxiter=maxiter, tol=tol, throw=throw)
 
 
 class Directions(abc.ABC, Generic[Memory]):
@@ -112,7 +144,7 @@ class _State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class WolfeDescent(Method[_State]):
+class _WolfeDescent(Method[_State]):
     r"""Steps along descent directions that satisfy the strong Wolfe conditions.
 
     .. math::
@@ -173,7 +205,7 @@ class WolfeDescent(Method[_State]):
         new_low = select(decreases, here, low)
         bracketed = state.bracketed | negate(decreases) | turned
         searched = state._replace(
-            length=select(bracketed, _interpolate(new_low, new_high), 2 * t),
+            length=select(bracketed, _interpolate(new_low, new_high, NOISE * slack), 2 * t),
             trials=trials,
             low=new_low,
             high=new_high,
@@ -227,13 +259,18 @@ class WolfeDescent(Method[_State]):
         )
 
 
-def _interpolate(a: _Point, b: _Point) -> Number:
-    """Return where the cubic through two points has its minimum, kept off the ends."""
+def _interpolate(a: _Point, b: _Point, noise: Number) -> Number:
+    """Return where the cubic through two points has its minimum, kept off the ends.
+
+    Of values that differ by no more than noise only the slopes count.
+    """
     width = b.t - a.t
     mean = a.slope + b.slope - 3 * divide(a.value - b.value, a.t - b.t)
     discriminant = maximum(mean * mean - a.slope * b.slope, 0.0)
     spread = sign(width) * root(discriminant)
-    t = b.t - width * divide(b.slope + spread - mean, b.slope - a.slope + 2 * spread)
+    cubic = b.t - width * divide(b.slope + spread - mean, b.slope - a.slope + 2 * spread)
+    secant = b.t - width * divide(b.slope, b.slope - a.slope)
+    t = select(abs(a.value - b.value) <= noise, secant, cubic)
     t = select(is_finite(t), t, a.t + 0.5 * width)
     first, second = a.t + 0.1 * width, a.t + 0.9 * width
     return clamp(t, minimum(first, second), maximum(first, second))
