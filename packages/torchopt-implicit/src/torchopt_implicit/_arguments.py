@@ -36,7 +36,7 @@ def check_argnums(argnums: int | Sequence[int]) -> tuple[int, ...]:
         isinstance(i, int) and not isinstance(i, bool) for i in given
     ):
         raise TypeError(f"`argnums` must be an integer or a tuple of integers, got {argnums!r}")
-    if not given or min(given) < 1:
+    if min(given, default=1) < 1:
         raise ValueError(
             f"`argnums` must be positions from 1 on, got {argnums!r}: 0 is the initial guess, on "
             "which a solution does not depend"
@@ -50,7 +50,7 @@ def check_range(positions: tuple[int, ...], signature: inspect.Signature) -> Non
         return
     keyword = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
     count = sum(kind not in keyword for kind in kinds)
-    if positions[-1] >= count:
+    if positions and positions[-1] >= count:
         raise ValueError(
             f"`argnums` must be positions of the solver's {count} arguments {signature}, got "
             f"{positions[-1]}"

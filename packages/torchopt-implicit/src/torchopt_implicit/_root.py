@@ -194,7 +194,7 @@ def _decorator(
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             args, kwargs = bound.args, bound.kwargs
-            if positions[-1] >= len(args):
+            if positions and positions[-1] >= len(args):
                 raise ValueError(
                     f"`argnums` must be positions of the arguments, of which there are "
                     f"{len(args)}, got {positions[-1]}"

@@ -12,6 +12,7 @@ import torch
 from torchopt_implicit import linear_solve as solves
 from torchopt_implicit._root import custom_fixed_point
 from torchopt_implicit._tree import Layout
+from torchopt_implicit.differentiation import Differentiation
 from torchopt_implicit.solvers._linear_step import LinearSolve, derivative_solver
 from torchopt_implicit.solvers._method import Method
 from torchopt_implicit.solvers._numbers import Number, like, minimum, read, select
@@ -43,6 +44,7 @@ def anderson(
     maxiter: int = 200,
     tol: float | None = None,
     derivative_solve: LinearSolve | None = None,
+    differentiation: Differentiation | None = None,
     linear_solve: LinearSolve | None = None,
     throw: bool = False,
 ) -> Solver:
@@ -68,6 +70,8 @@ def anderson(
         derivative_solve: Solves with :math:`I - \partial_x T` in derivatives. A factorisation for
             up to 256 unknowns and GMRES beyond by default.
         linear_solve: The former name of ``derivative_solve``.
+        differentiation: How the solution is differentiated, by default
+            :class:`~torchopt_implicit.differentiation.Implicit`.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
@@ -92,7 +96,14 @@ def anderson(
         H. F. Walker, P. Ni: Anderson acceleration for fixed-point iterations (2011).
     """
     derivative_solve = derivative_solver(derivative_solve, linear_solve)
-    check_arguments(function, "function", maxiter, tol, derivative_solve=derivative_solve)
+    check_arguments(
+        function,
+        "function",
+        maxiter,
+        tol,
+        derivative_solve=derivative_solve,
+        differentiation=differentiation,
+    )
     if not isinstance(history, int) or history < 1:
         raise ValueError(f"`history` must be a positive integer, got {history!r}")
     if not mixing > 0:
@@ -111,7 +122,15 @@ def anderson(
         function,
         solve=by_size(solves.GMRES) if derivative_solve is None else derivative_solve,
     )
-    return Solver("anderson", bind, differentiate, maxiter=maxiter, tol=tol, throw=throw)
+    return Solver(
+        "anderson",
+        bind,
+        differentiate,
+        maxiter=maxiter,
+        tol=tol,
+        throw=throw,
+        differentiation=differentiation,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from torchopt_implicit.differentiation import Differentiation
 from torchopt_implicit.solvers._flat import Objective
 from torchopt_implicit.solvers._linear_step import LinearSolve
 from torchopt_implicit.solvers._numbers import Flag, Number, like, read, select
@@ -22,6 +23,7 @@ def bfgs(
     maxiter: int = 500,
     tol: float | None = None,
     derivative_solve: LinearSolve | None = None,
+    differentiation: Differentiation | None = None,
     throw: bool = False,
 ) -> Solver:
     r"""Return a solver that minimizes by BFGS with strong Wolfe line searches.
@@ -39,6 +41,8 @@ def bfgs(
         maxiter: The most evaluations.
         tol: As in :func:`gradient_descent`.
         derivative_solve: As in :func:`gradient_descent`.
+        differentiation: How the solution is differentiated, by default
+            :class:`~torchopt_implicit.differentiation.Implicit`.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
@@ -68,6 +72,7 @@ def bfgs(
         maxiter=maxiter,
         tol=tol,
         derivative_solve=derivative_solve,
+        differentiation=differentiation,
         throw=throw,
     )
 

@@ -13,6 +13,7 @@ from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._root import custom_root
 from torchopt_implicit._status import Info, Status
 from torchopt_implicit._tree import Layout
+from torchopt_implicit.differentiation import Differentiation, Unrolled
 from torchopt_implicit.linear_solve import LinearSolver
 from torchopt_implicit.solvers._method import Method
 from torchopt_implicit.solvers._numbers import Number, read
@@ -38,6 +39,7 @@ def bisection(
     *,
     maxiter: int = 106,
     tol: float | None = None,
+    differentiation: Differentiation | None = None,
     throw: bool = False,
 ) -> Solver:
     r"""Return a solver for the roots of scalar functions by bisection.
@@ -55,6 +57,8 @@ def bisection(
             float64, twice its digits in base 2.
         tol: Stop when half of each bracket is at most ``tol * max(1, |x|)``; four roundings by
             default.
+        differentiation: How the solution is differentiated, by default
+            :class:`~torchopt_implicit.differentiation.Implicit`.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
@@ -76,7 +80,12 @@ def bisection(
         >>> torch.autograd.grad(x.sum(), a)  # 1 / (3 x**2)
         (tensor([0.3333, 0.0833, 0.0370]),)
     """
-    check_arguments(function, "function", maxiter, tol)
+    check_arguments(function, "function", maxiter, tol, differentiation=differentiation)
+    if isinstance(differentiation, Unrolled):
+        raise ValueError(
+            "the steps of bisection depend on signs alone, so that Unrolled() would give gradients "
+            "of zero: use Implicit()"
+        )
 
     def start(init: Any) -> tuple[Layout, torch.Tensor]:
         if not isinstance(init, (tuple, list)) or len(init) != 2:
@@ -98,6 +107,7 @@ def bisection(
         maxiter=maxiter,
         tol=tol,
         throw=throw,
+        differentiation=differentiation,
         start=start,
         default_tol=lambda eps: 4 * eps,
         absolute=True,

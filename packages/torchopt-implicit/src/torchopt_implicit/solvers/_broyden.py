@@ -13,6 +13,7 @@ from torchopt_implicit import linear_solve as solves
 from torchopt_implicit._root import custom_root
 from torchopt_implicit._status import Status
 from torchopt_implicit._tree import Layout
+from torchopt_implicit.differentiation import Differentiation
 from torchopt_implicit.solvers._flat import flat_function, value_and_jacobian
 from torchopt_implicit.solvers._linear_step import LinearSolve, derivative_solver
 from torchopt_implicit.solvers._method import Method
@@ -43,6 +44,7 @@ def broyden(
     maxiter: int = 200,
     tol: float | None = None,
     derivative_solve: LinearSolve | None = None,
+    differentiation: Differentiation | None = None,
     linear_solve: LinearSolve | None = None,
     throw: bool = False,
 ) -> Solver:
@@ -63,6 +65,8 @@ def broyden(
         tol: As in :func:`newton`.
         derivative_solve: As in :func:`newton`.
         linear_solve: The former name of ``derivative_solve``.
+        differentiation: How the solution is differentiated, by default
+            :class:`~torchopt_implicit.differentiation.Implicit`.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
@@ -87,7 +91,14 @@ def broyden(
         C. G. Broyden: A class of methods for solving nonlinear simultaneous equations (1965).
     """
     derivative_solve = derivative_solver(derivative_solve, linear_solve)
-    check_arguments(function, "function", maxiter, tol, derivative_solve=derivative_solve)
+    check_arguments(
+        function,
+        "function",
+        maxiter,
+        tol,
+        derivative_solve=derivative_solve,
+        differentiation=differentiation,
+    )
 
     def bind(layout: Layout, args: tuple[Any, ...]) -> _Broyden:
         return _Broyden(flat_function(function, layout, args))
@@ -97,7 +108,15 @@ def broyden(
         function,
         solve=by_size(solves.GMRES) if derivative_solve is None else derivative_solve,
     )
-    return Solver("broyden", bind, differentiate, maxiter=maxiter, tol=tol, throw=throw)
+    return Solver(
+        "broyden",
+        bind,
+        differentiate,
+        maxiter=maxiter,
+        tol=tol,
+        throw=throw,
+        differentiation=differentiation,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,8 @@ from torchopt_implicit import linear_solve as solves
 from torchopt_implicit._root import custom_root
 from torchopt_implicit._status import Status
 from torchopt_implicit._tree import Layout
+from torchopt_implicit.differentiation import Differentiation
+from torchopt_implicit.solvers._flat import gradient_of
 from torchopt_implicit.solvers._least_squares import (
     Linearization,
     Residuals,
@@ -64,6 +66,7 @@ def dogleg(
     maxiter: int = 200,
     tol: float | None = None,
     derivative_solve: LinearSolve | None = None,
+    differentiation: Differentiation | None = None,
     throw: bool = False,
 ) -> Solver:
     r"""Return a solver for nonlinear least squares by Powell's dogleg method.
@@ -83,6 +86,8 @@ def dogleg(
         maxiter: The most evaluations.
         tol: As in :func:`levenberg_marquardt`.
         derivative_solve: As in :func:`gradient_descent`.
+        differentiation: How the solution is differentiated, by default
+            :class:`~torchopt_implicit.differentiation.Implicit`.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
@@ -103,7 +108,14 @@ def dogleg(
     References:
         J. Nocedal, S. J. Wright: Numerical Optimization (2006), section 4.1 and algorithm 4.1.
     """
-    check_arguments(residual, "residual", maxiter, tol, derivative_solve=derivative_solve)
+    check_arguments(
+        residual,
+        "residual",
+        maxiter,
+        tol,
+        derivative_solve=derivative_solve,
+        differentiation=differentiation,
+    )
     if not radius > 0:
         raise ValueError(f"`radius` must be positive, got {radius!r}")
 
@@ -112,10 +124,18 @@ def dogleg(
 
     differentiate = functools.partial(
         custom_root,
-        torch.func.grad(half_square(residual)),
+        gradient_of(half_square(residual)),
         solve=by_size(solves.CG) if derivative_solve is None else derivative_solve,
     )
-    return Solver("dogleg", bind, differentiate, maxiter=maxiter, tol=tol, throw=throw)
+    return Solver(
+        "dogleg",
+        bind,
+        differentiate,
+        maxiter=maxiter,
+        tol=tol,
+        throw=throw,
+        differentiation=differentiation,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

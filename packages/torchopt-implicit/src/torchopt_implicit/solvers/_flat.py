@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ __all__ = [
     "ValueAndJacobian",
     "flat_function",
     "flat_value_and_grad",
+    "gradient_of",
     "square_value",
     "value_and_jacobian",
 ]
@@ -51,16 +53,7 @@ def flat_value_and_grad(
 ) -> ValueAndGrad:
     """Return the value and the gradient of an objective as a function of a vector."""
 
-    def value_of(vector: torch.Tensor) -> torch.Tensor:
-        out = objective(layout.unravel(vector), *args)
-        if not isinstance(out, torch.Tensor) or out.shape != ():
-            got = f"shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out)
-            raise ValueError(
-                f"`objective` must return a 0-dim tensor, got {got}; sum or average it, and use "
-                "torch.vmap(solver) for a batch of problems"
-            )
-        return out.to(vector.dtype)
-
+    value_of = _flat_objective(objective, layout, args)
     transformed = torch.func.grad_and_value(value_of)
 
     def value_and_grad(vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,6 +70,37 @@ def flat_value_and_grad(
         return value.detach(), gradient
 
     return value_and_grad
+
+
+def gradient_of(objective: Objective) -> Callable[..., Any]:
+    """Return the gradient of an objective, between trees of the kind that solvers take.
+
+    `torch.func.grad` knows other ones: not those with ``None`` in them, and not optree's.
+    """
+
+    @functools.wraps(objective)
+    def gradient(x: Any, *args: Any) -> Any:
+        layout = Layout.of(x, "the solution")
+        value_of = _flat_objective(objective, layout, args)
+        return layout.unravel(torch.func.grad(value_of)(layout.ravel(x, "the solution")))
+
+    return gradient
+
+
+def _flat_objective(
+    objective: Objective, layout: Layout, args: tuple[Any, ...]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    def value_of(vector: torch.Tensor) -> torch.Tensor:
+        out = objective(layout.unravel(vector), *args)
+        if not isinstance(out, torch.Tensor) or out.shape != ():
+            got = f"shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out)
+            raise ValueError(
+                f"`objective` must return a 0-dim tensor, got {got}; sum or average it, and use "
+                "torch.vmap(solver) for a batch of problems"
+            )
+        return out.to(vector.dtype)
+
+    return value_of
 
 
 def square_value(

@@ -13,6 +13,8 @@ from torchopt_implicit import linear_solve as solves
 from torchopt_implicit._root import custom_root
 from torchopt_implicit._status import Status
 from torchopt_implicit._tree import Layout
+from torchopt_implicit.differentiation import Differentiation
+from torchopt_implicit.solvers._flat import gradient_of
 from torchopt_implicit.solvers._least_squares import (
     Linearization,
     Residuals,
@@ -51,6 +53,7 @@ def gauss_newton(
     tol: float | None = None,
     linear_solve: LinearSolve | None = None,
     derivative_solve: LinearSolve | None = None,
+    differentiation: Differentiation | None = None,
     throw: bool = False,
 ) -> Solver:
     r"""Return a solver for nonlinear least squares by Gauss-Newton steps with backtracking.
@@ -72,6 +75,8 @@ def gauss_newton(
             transpose, as in :func:`levenberg_marquardt`. By default the dense Jacobian is
             decomposed.
         derivative_solve: As in :func:`levenberg_marquardt`.
+        differentiation: How the solution is differentiated, by default
+            :class:`~torchopt_implicit.differentiation.Implicit`.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
@@ -103,6 +108,7 @@ def gauss_newton(
         tol,
         linear_solve=linear_solve,
         derivative_solve=derivative_solve,
+        differentiation=differentiation,
     )
     derivative_solve = linear_solve if derivative_solve is None else derivative_solve
 
@@ -111,10 +117,18 @@ def gauss_newton(
 
     differentiate = functools.partial(
         custom_root,
-        torch.func.grad(half_square(residual)),
+        gradient_of(half_square(residual)),
         solve=by_size(solves.CG) if derivative_solve is None else derivative_solve,
     )
-    return Solver("gauss_newton", bind, differentiate, maxiter=maxiter, tol=tol, throw=throw)
+    return Solver(
+        "gauss_newton",
+        bind,
+        differentiate,
+        maxiter=maxiter,
+        tol=tol,
+        throw=throw,
+        differentiation=differentiation,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

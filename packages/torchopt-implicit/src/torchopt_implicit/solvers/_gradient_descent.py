@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import torch
-
 from torchopt_implicit import linear_solve as solves
 from torchopt_implicit._root import custom_root
 from torchopt_implicit._tree import Layout
-from torchopt_implicit.solvers._flat import Objective, flat_value_and_grad
+from torchopt_implicit.differentiation import Differentiation
+from torchopt_implicit.solvers._flat import Objective, flat_value_and_grad, gradient_of
 from torchopt_implicit.solvers._linear_step import LinearSolve, derivative_solver
 from torchopt_implicit.solvers._solver import Solver, by_size, check_arguments
 from torchopt_implicit.solvers._spectral import SpectralGradient
@@ -25,6 +24,7 @@ def gradient_descent(
     maxiter: int = 2000,
     tol: float | None = None,
     derivative_solve: LinearSolve | None = None,
+    differentiation: Differentiation | None = None,
     linear_solve: LinearSolve | None = None,
     throw: bool = False,
 ) -> Solver:
@@ -49,6 +49,8 @@ def gradient_descent(
             those of :mod:`torchopt_implicit.linear_solve`. A factorisation for up to 256 unknowns
             and conjugate gradients beyond by default.
         linear_solve: The former name of ``derivative_solve``.
+        differentiation: How the solution is differentiated, by default
+            :class:`~torchopt_implicit.differentiation.Implicit`.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
@@ -72,7 +74,14 @@ def gradient_descent(
         minimization problem (1997).
     """
     derivative_solve = derivative_solver(derivative_solve, linear_solve)
-    check_arguments(objective, "objective", maxiter, tol, derivative_solve=derivative_solve)
+    check_arguments(
+        objective,
+        "objective",
+        maxiter,
+        tol,
+        derivative_solve=derivative_solve,
+        differentiation=differentiation,
+    )
     if not stepsize > 0:
         raise ValueError(f"`stepsize` must be positive, got {stepsize!r}")
 
@@ -82,7 +91,15 @@ def gradient_descent(
 
     differentiate = functools.partial(
         custom_root,
-        torch.func.grad(objective),
+        gradient_of(objective),
         solve=by_size(solves.CG) if derivative_solve is None else derivative_solve,
     )
-    return Solver("gradient_descent", bind, differentiate, maxiter=maxiter, tol=tol, throw=throw)
+    return Solver(
+        "gradient_descent",
+        bind,
+        differentiate,
+        maxiter=maxiter,
+        tol=tol,
+        throw=throw,
+        differentiation=differentiation,
+    )

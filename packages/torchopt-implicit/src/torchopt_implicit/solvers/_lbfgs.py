@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from torchopt_implicit.differentiation import Differentiation
 from torchopt_implicit.solvers._flat import Objective
 from torchopt_implicit.solvers._linear_step import LinearSolve, derivative_solver
 from torchopt_implicit.solvers._numbers import (
@@ -31,6 +32,7 @@ def lbfgs(
     maxiter: int = 500,
     tol: float | None = None,
     derivative_solve: LinearSolve | None = None,
+    differentiation: Differentiation | None = None,
     linear_solve: LinearSolve | None = None,
     throw: bool = False,
 ) -> Solver:
@@ -51,6 +53,8 @@ def lbfgs(
         tol: As in :func:`gradient_descent`.
         derivative_solve: As in :func:`gradient_descent`.
         linear_solve: The former name of ``derivative_solve``.
+        differentiation: How the solution is differentiated, by default
+            :class:`~torchopt_implicit.differentiation.Implicit`.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
@@ -85,6 +89,7 @@ def lbfgs(
         maxiter=maxiter,
         tol=tol,
         derivative_solve=derivative_solve,
+        differentiation=differentiation,
         throw=throw,
     )
 

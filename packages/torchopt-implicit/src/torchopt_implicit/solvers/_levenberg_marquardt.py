@@ -13,6 +13,8 @@ from torchopt_implicit import linear_solve as solves
 from torchopt_implicit._root import custom_root
 from torchopt_implicit._status import Status
 from torchopt_implicit._tree import Layout
+from torchopt_implicit.differentiation import Differentiation
+from torchopt_implicit.solvers._flat import gradient_of
 from torchopt_implicit.solvers._least_squares import (
     Linearization,
     Residuals,
@@ -61,6 +63,7 @@ def levenberg_marquardt(
     tol: float | None = None,
     linear_solve: LinearSolve | None = None,
     derivative_solve: LinearSolve | None = None,
+    differentiation: Differentiation | None = None,
     throw: bool = False,
 ) -> Solver:
     r"""Return a solver for nonlinear least squares.
@@ -85,6 +88,8 @@ def levenberg_marquardt(
             positive definite system, as :func:`~torchopt_implicit.linear_solve.solve_cg` returns.
             By default the dense matrix is factorised.
         derivative_solve: As in :func:`gradient_descent`; ``linear_solve`` if that is given.
+        differentiation: How the solution is differentiated, by default
+            :class:`~torchopt_implicit.differentiation.Implicit`.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
@@ -117,6 +122,7 @@ def levenberg_marquardt(
         tol,
         linear_solve=linear_solve,
         derivative_solve=derivative_solve,
+        differentiation=differentiation,
     )
     derivative_solve = linear_solve if derivative_solve is None else derivative_solve
     if not damping > 0:
@@ -127,10 +133,18 @@ def levenberg_marquardt(
 
     differentiate = functools.partial(
         custom_root,
-        torch.func.grad(half_square(residual)),
+        gradient_of(half_square(residual)),
         solve=by_size(solves.CG) if derivative_solve is None else derivative_solve,
     )
-    return Solver("levenberg_marquardt", bind, differentiate, maxiter=maxiter, tol=tol, throw=throw)
+    return Solver(
+        "levenberg_marquardt",
+        bind,
+        differentiate,
+        maxiter=maxiter,
+        tol=tol,
+        throw=throw,
+        differentiation=differentiation,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._root import custom_root
 from torchopt_implicit._status import Status
 from torchopt_implicit._tree import Layout
+from torchopt_implicit.differentiation import Differentiation
 from torchopt_implicit.solvers._flat import (
     ValueAndJacobian,
     flat_function,
@@ -59,6 +60,7 @@ def newton(
     tol: float | None = None,
     linear_solve: LinearSolve | None = None,
     derivative_solve: LinearSolve | None = None,
+    differentiation: Differentiation | None = None,
     throw: bool = False,
 ) -> Solver:
     r"""Return a solver for roots by Newton's method with backtracking.
@@ -80,6 +82,8 @@ def newton(
             of Newton and Krylov, for many unknowns. By default the dense Jacobian is factorised.
         derivative_solve: Solves with the Jacobian in derivatives; ``linear_solve`` if that is
             given, else a factorisation for up to 256 unknowns and GMRES beyond.
+        differentiation: How the solution is differentiated, by default
+            :class:`~torchopt_implicit.differentiation.Implicit`.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
@@ -109,6 +113,7 @@ def newton(
         tol,
         linear_solve=linear_solve,
         derivative_solve=derivative_solve,
+        differentiation=differentiation,
     )
     derivative_solve = linear_solve if derivative_solve is None else derivative_solve
 
@@ -123,7 +128,15 @@ def newton(
         function,
         solve=by_size(solves.GMRES) if derivative_solve is None else derivative_solve,
     )
-    return Solver("newton", bind, differentiate, maxiter=maxiter, tol=tol, throw=throw)
+    return Solver(
+        "newton",
+        bind,
+        differentiate,
+        maxiter=maxiter,
+        tol=tol,
+        throw=throw,
+        differentiation=differentiation,
+    )
 
 
 class _Linearize(abc.ABC):

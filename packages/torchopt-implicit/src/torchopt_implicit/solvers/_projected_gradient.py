@@ -12,7 +12,8 @@ import torch
 from torchopt_implicit import linear_solve as solves
 from torchopt_implicit._root import custom_fixed_point
 from torchopt_implicit._tree import Layout
-from torchopt_implicit.solvers._flat import Objective, flat_value_and_grad
+from torchopt_implicit.differentiation import Differentiation
+from torchopt_implicit.solvers._flat import Objective, flat_value_and_grad, gradient_of
 from torchopt_implicit.solvers._linear_step import LinearSolve, derivative_solver
 from torchopt_implicit.solvers._solver import Solver, by_size, check_arguments
 from torchopt_implicit.solvers._spectral import SpectralGradient
@@ -28,6 +29,7 @@ def projected_gradient(
     maxiter: int = 2000,
     tol: float | None = None,
     derivative_solve: LinearSolve | None = None,
+    differentiation: Differentiation | None = None,
     linear_solve: LinearSolve | None = None,
     throw: bool = False,
 ) -> Solver:
@@ -53,6 +55,8 @@ def projected_gradient(
         derivative_solve: Solves with :math:`I - \partial P(I - \nabla^2 f)` in derivatives. A
             factorisation for up to 256 unknowns and GMRES beyond by default.
         linear_solve: The former name of ``derivative_solve``.
+        differentiation: How the solution is differentiated, by default
+            :class:`~torchopt_implicit.differentiation.Implicit`.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
@@ -80,14 +84,21 @@ def projected_gradient(
         on convex sets (2000).
     """
     derivative_solve = derivative_solver(derivative_solve, linear_solve)
-    check_arguments(objective, "objective", maxiter, tol, derivative_solve=derivative_solve)
+    check_arguments(
+        objective,
+        "objective",
+        maxiter,
+        tol,
+        derivative_solve=derivative_solve,
+        differentiation=differentiation,
+    )
     check_arguments(projection, "projection", maxiter, tol)
     if not stepsize > 0:
         raise ValueError(f"`stepsize` must be positive, got {stepsize!r}")
-    gradient_of = torch.func.grad(objective)
+    gradient = gradient_of(objective)
 
     def fixed_point(x: Any, *args: Any) -> Any:
-        moved = optree.tree_map(torch.sub, x, gradient_of(x, *args))
+        moved = optree.tree_map(torch.sub, x, gradient(x, *args))
         return projection(moved, *args)
 
     def bind(layout: Layout, args: tuple[Any, ...]) -> SpectralGradient:
@@ -102,4 +113,12 @@ def projected_gradient(
         fixed_point,
         solve=by_size(solves.GMRES) if derivative_solve is None else derivative_solve,
     )
-    return Solver("projected_gradient", bind, differentiate, maxiter=maxiter, tol=tol, throw=throw)
+    return Solver(
+        "projected_gradient",
+        bind,
+        differentiate,
+        maxiter=maxiter,
+        tol=tol,
+        throw=throw,
+        differentiation=differentiation,
+    )

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from torchopt_implicit._compiler import eager
 from torchopt_implicit._functorch import is_forward_mode, is_transforming
 from torchopt_implicit._root import custom_root
 from torchopt_implicit._status import Info, report
@@ -29,6 +30,7 @@ class QPSolution(NamedTuple):
     info: Info
 
 
+@eager
 def qp(
     Q: torch.Tensor,
     q: torch.Tensor,

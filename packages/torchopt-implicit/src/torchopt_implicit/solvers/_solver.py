@@ -8,12 +8,16 @@ from typing import Any, NamedTuple, final
 
 import optree
 import torch
+from torch import nn
 
 from torchopt_implicit import linear_solve
+from torchopt_implicit._arguments import check_differentiation
+from torchopt_implicit._compiler import eager
 from torchopt_implicit._functorch import unwrap
 from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._status import Info, Status, report
 from torchopt_implicit._tree import Layout
+from torchopt_implicit.differentiation import Differentiation, Implicit, Unrolled
 from torchopt_implicit.solvers._loop import Search, advance, begin, precise, search
 from torchopt_implicit.solvers._method import Method
 from torchopt_implicit.solvers._numbers import Flag
@@ -72,10 +76,11 @@ class Solver:
       method is made for that;
     - ``solver.attach(solution, *args)`` gives derivatives to a solution that was found otherwise.
 
-    The solution is differentiable in each of ``args`` that is a tree of floating point tensors, in
-    reverse and forward mode and to any order, at the cost of one linear solve and without the
-    memory of an unrolled loop. It does not depend on ``init``, and gradients do not reach tensors
-    that the user's function merely closes over: pass them as arguments.
+    The solution is differentiable in the tensors and modules among ``args``, whatever else is in
+    these trees, and in those that the user's function closes over; in reverse and forward mode and
+    to any order, at the cost of one linear solve and without the memory of an unrolled loop. It
+    does not depend on ``init``. ``differentiation=`` says otherwise, see
+    :mod:`torchopt_implicit.differentiation`.
 
     For a batch of problems, each with its own number of iterations, ``torch.vmap(solver)`` solves
     all at once; ``in_dims`` says which arguments carry the batch. Then the fields of ``info`` are
@@ -113,6 +118,7 @@ class Solver:
         maxiter: int,
         tol: float | None,
         throw: bool,
+        differentiation: Differentiation | None = None,
         start: Callable[[Any], tuple[Layout, torch.Tensor]] | None = None,
         default_tol: Callable[[float], float] = precise,
         absolute: bool = False,
@@ -123,12 +129,13 @@ class Solver:
             name: For messages.
             bind: ``(layout, args) -> method``: the method on the problem with these arguments. The
                 layout is that of the solution; ``layout.unravel`` makes its trees from vectors.
-            differentiate: ``(argnums, has_aux) -> decorator``: ``custom_root`` or
-                ``custom_fixed_point`` with all but these arguments. Nothing else is needed to
-                differentiate.
+            differentiate: ``(argnums, has_aux, ...) -> decorator``: ``custom_root`` or
+                ``custom_fixed_point`` with the conditions that a solution satisfies, and the linear
+                solver of an implicit derivative. Nothing else is needed to differentiate.
             maxiter: The most iterations.
             tol: The tolerance, see :func:`~torchopt_implicit.solvers._loop.begin`.
             throw: Whether a failed search raises.
+            differentiation: How the solution is differentiated, as for ``custom_root``.
             start: ``init -> (layout, vector)``: the layout of the solution and the vector that
                 the method's ``init_state`` is given. By default ``init`` is a tree like the
                 solution.
@@ -141,6 +148,7 @@ class Solver:
         self._maxiter = maxiter
         self._tol = tol
         self._throw = throw
+        self._differentiation = Implicit() if differentiation is None else differentiation
         self._start = _start if start is None else start
         self._default_tol = default_tol
         self._absolute = absolute
@@ -148,17 +156,20 @@ class Solver:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name})"
 
+    @eager
     def __call__(self, init: Any, *args: Any) -> Any:
         """Return the solution; report a failure."""
         solution, info = self._run(init, args)
         report(lowered(info), self.name, throw=self._throw, remedy=REMEDY)
         return solution
 
+    @eager
     def run(self, init: Any, *args: Any) -> tuple[Any, Info]:
         """Return the solution and how the search ended, whatever it was."""
         solution, info = self._run(init, args)
         return solution, as_numbers(info)
 
+    @eager
     def init_state(self, init: Any, *args: Any) -> SolverState:
         """Return the state before the first iteration.
 
@@ -170,6 +181,7 @@ class Solver:
         state = self._begin(layout, vector, args)
         return SolverState(layout.unravel(state.state.x), state)
 
+    @eager
     def update(self, state: SolverState, *args: Any) -> SolverState:
         """Return the state after one more iteration; the given one stays as it is.
 
@@ -187,6 +199,7 @@ class Solver:
         now = advance(self._bind(layout, args).update, now, now.is_running)
         return SolverState(layout.unravel(now.state.x), now)
 
+    @eager
     def attach(self, solution: Any, *args: Any) -> Any:
         """Return a solution that was found otherwise, with its derivatives in the arguments.
 
@@ -195,16 +208,22 @@ class Solver:
                 file, or from another solver. It is taken as it is.
             *args: The arguments of the problem.
         """
+        if isinstance(self._differentiation, Unrolled):
+            raise ValueError(
+                f"{self.name} with differentiation=Unrolled() differentiates its own steps, and a "
+                "solution that was found otherwise has none: use Implicit()"
+            )
         return self._differentiable(lambda init, *args: (detach(init), None), solution, args)[0]
 
     def _run(self, init: Any, args: tuple[Any, ...]) -> tuple[Any, Info]:
         def solve(init: Any, *args: Any) -> tuple[Any, Info]:
-            init, args = detach((init, args))
-            with torch.no_grad():
-                layout, vector = self._start(init)
-                now = self._begin(layout, vector, args)
-                now = search(self._bind(layout, args).update, now, self._maxiter)
-                return layout.unravel(now.state.x), now.info
+            if not isinstance(self._differentiation, Unrolled):
+                init, args = detach((init, args))
+            layout, vector = self._start(init)
+            now = self._begin(layout, vector, args)
+            now = search(self._bind(layout, args).update, now, self._maxiter)
+            # in memory of its own, though no step was taken from `init`
+            return layout.unravel(now.state.x.clone()), now.info
 
         return self._differentiable(solve, init, args)
 
@@ -217,9 +236,11 @@ class Solver:
     ) -> tuple[Any, Any]:
         solve.__name__ = self.name
         argnums = tuple(i for i, arg in enumerate(args, start=1) if _is_differentiable(arg))
-        if argnums:
-            solve = self._differentiate(argnums=argnums, has_aux=True)(solve)
-        return solve(init, *args)
+        options: dict[str, Any] = {"argnums": argnums, "has_aux": True}
+        if not isinstance(self._differentiation, Implicit):
+            options |= {"solve": None, "differentiation": self._differentiation}
+        result: tuple[Any, Any] = self._differentiate(**options)(solve)(init, *args)
+        return result
 
 
 def _start(init: Any) -> tuple[Layout, torch.Tensor]:
@@ -247,12 +268,18 @@ def detach(tree: Any) -> Any:
 
 
 def _is_differentiable(arg: Any) -> bool:
-    leaves = optree.tree_leaves(arg, none_is_leaf=True)
-    return len(leaves) > 0 and all(isinstance(leaf, torch.Tensor) for leaf in leaves)
+    leaves = optree.tree_leaves(arg)
+    return any(isinstance(leaf, (torch.Tensor, nn.Module)) for leaf in leaves)
 
 
 def check_arguments(
-    function: Any, name: str, maxiter: int, tol: float | None, **linear_solvers: Any
+    function: Any,
+    name: str,
+    maxiter: int,
+    tol: float | None,
+    *,
+    differentiation: Differentiation | None = None,
+    **linear_solvers: Any,
 ) -> None:
     """Raise if an argument that the solvers share is not what it has to be."""
     if not callable(function):
@@ -269,6 +296,14 @@ def check_arguments(
                 f"`{keyword}` must be callable as {keyword}(matvec, b), got "
                 f"{type(solve).__name__}; for example torchopt_implicit.linear_solve.solve_cg()"
             )
+    if differentiation is None or isinstance(differentiation, Implicit):
+        return
+    check_differentiation(differentiation, None)
+    if linear_solvers.get("derivative_solve") is not None:
+        raise ValueError(
+            f"`derivative_solve` solves the linear systems of implicit derivatives, of which "
+            f"{differentiation!r} has none: leave out one of the two"
+        )
 
 
 def by_size(iterative: Callable[..., linear_solve.LinearSolver]) -> linear_solve.LinearSolver:

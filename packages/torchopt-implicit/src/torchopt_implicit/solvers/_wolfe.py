@@ -13,7 +13,13 @@ from torchopt_implicit import linear_solve as solves
 from torchopt_implicit._root import custom_root
 from torchopt_implicit._status import Status
 from torchopt_implicit._tree import Layout
-from torchopt_implicit.solvers._flat import Objective, ValueAndGrad, flat_value_and_grad
+from torchopt_implicit.differentiation import Differentiation
+from torchopt_implicit.solvers._flat import (
+    Objective,
+    ValueAndGrad,
+    flat_value_and_grad,
+    gradient_of,
+)
 from torchopt_implicit.solvers._linear_step import LinearSolve
 from torchopt_implicit.solvers._method import Method
 from torchopt_implicit.solvers._numbers import (
@@ -53,20 +59,36 @@ def descent_solver(
     maxiter: int,
     tol: float | None,
     derivative_solve: LinearSolve | None,
+    differentiation: Differentiation | None,
     throw: bool,
 ) -> Solver:
     """Return the solver that minimizes along directions of a rule."""
-    check_arguments(objective, "objective", maxiter, tol, derivative_solve=derivative_solve)
+    check_arguments(
+        objective,
+        "objective",
+        maxiter,
+        tol,
+        derivative_solve=derivative_solve,
+        differentiation=differentiation,
+    )
 
     def bind(layout: Layout, args: tuple[Any, ...]) -> _WolfeDescent:
         return _WolfeDescent(flat_value_and_grad(objective, layout, args), directions, layout.eps)
 
     differentiate = functools.partial(
         custom_root,
-        torch.func.grad(objective),
+        gradient_of(objective),
         solve=by_size(solves.CG) if derivative_solve is None else derivative_solve,
     )
-    return Solver(name, bind, differentiate, maxiter=maxiter, tol=tol, throw=throw)
+    return Solver(
+        name,
+        bind,
+        differentiate,
+        maxiter=maxiter,
+        tol=tol,
+        throw=throw,
+        differentiation=differentiation,
+    )
 
 
 class Directions(abc.ABC, Generic[Memory]):
