@@ -12,6 +12,7 @@ import torch
 from torch.func import grad, hessian, jacfwd, jacrev, vmap
 
 from torchopt_implicit import FailedSolveWarning, Status
+from torchopt_implicit.differentiation import OneStep, Unrolled
 from torchopt_implicit.projections import project_box, project_nonnegative, project_simplex
 from torchopt_implicit.proximal import (
     from_projection,
@@ -350,3 +351,23 @@ def test_wrong_calls_are_named() -> None:
         block_coordinate_descent(loss, block_l1)(torch.zeros(4), ROWS.mT, RIGHT, WEIGHT)
     with pytest.raises(ValueError, match=r"`init` must be a tensor of shape \(n,\) or \(n, k\)"):
         block_coordinate_descent(loss, block_l1)(torch.tensor(0.0), ROWS, RIGHT, WEIGHT)
+
+
+@each_case
+def test_a_solution_differentiates_as_is_asked(name: str) -> None:
+    case, last = CASES[name], len(CASES[name].args) - 1
+
+    def slope(**options: Any) -> torch.Tensor:
+        solver = case.build(**options)
+        a = case.args[last].clone().requires_grad_()
+        x = solver(case.start, *case.args[:last], a)
+        (gradient,) = torch.autograd.grad(x.square().sum(), a)
+        return gradient
+
+    exact = slope()
+    unrolled = slope(differentiation=Unrolled())
+    torch.testing.assert_close(unrolled, exact, atol=1e-6, rtol=1e-6)
+    x = case.build()(case.start, *case.args)
+    one_step = torch.func.vjp(lambda a: case.fixed_point(x, *case.args[:last], a), case.args[last])
+    (expected,) = one_step[1](2 * x)
+    torch.testing.assert_close(slope(differentiation=OneStep()), expected, atol=1e-8, rtol=1e-8)

@@ -91,9 +91,11 @@ def kkt_conditions(
 
     def conditions(solution: KKTSolution, *args: Any) -> KKTSolution:
         x, lam, nu = solution
+        layout = Layout.of(x, "x")
         multipliers: Any = (lam, nu)
 
-        def lagrangian(x: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        def lagrangian(vector: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+            x = layout.unravel(vector)
             value = objective(x, *args)
             if not isinstance(value, torch.Tensor) or value.shape != ():
                 got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value)
@@ -106,9 +108,9 @@ def kkt_conditions(
             return value, values
 
         # which passes on lists of tensors alone
-        stationarity, values = torch.func.grad(lagrangian, has_aux=True)(x)
+        slope, values = torch.func.grad(lagrangian, has_aux=True)(layout.ravel(x, "x"))
         g, h = optree.tree_unflatten(optree.tree_structure(multipliers), values)
-        return KKTSolution(stationarity, optree.tree_map(torch.mul, lam, g), h)
+        return KKTSolution(layout.unravel(slope), optree.tree_map(torch.mul, lam, g), h)
 
     return conditions
 

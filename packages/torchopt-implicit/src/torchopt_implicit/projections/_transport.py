@@ -138,7 +138,7 @@ def _find_support(
     x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, maxiter: int
 ) -> tuple[Any, ...]:
     """Return where the projection is positive, as ones and zeros, and how the search ended."""
-    from torchopt_implicit.solvers._loop import begin, search  # solvers offer projections
+    from torchopt_implicit.solvers._loop import Search, search  # solvers offer projections
 
     m = a.shape[-1]
     right = torch.cat((a, b))
@@ -188,5 +188,5 @@ def _find_support(
         failure=zero,
     )
     target: Any = 100 * eps * (torch.linalg.vector_norm(right) + x.abs().amax())
-    found = search(step, begin(state, target, absolute=True), maxiter)
+    found = search(step, Search(state, zero, target), maxiter)
     return (primal(found.state.x) > 0).to(x.dtype), *found.info

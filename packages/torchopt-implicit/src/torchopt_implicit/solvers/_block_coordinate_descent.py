@@ -12,10 +12,12 @@ import torch
 from torchopt_implicit import linear_solve as solves
 from torchopt_implicit._root import custom_fixed_point
 from torchopt_implicit._tree import Layout
+from torchopt_implicit.differentiation import Differentiation
 from torchopt_implicit.solvers._flat import Objective, ValueAndGrad, flat_value_and_grad
+from torchopt_implicit.solvers._linear_step import LinearSolve
 from torchopt_implicit.solvers._method import Method
 from torchopt_implicit.solvers._numbers import Number, like, read
-from torchopt_implicit.solvers._solver import LinearSolve, Solver, by_size, check_arguments
+from torchopt_implicit.solvers._solver import Solver, by_size, check_arguments
 
 __all__ = ["block_coordinate_descent"]
 
@@ -33,7 +35,8 @@ def block_coordinate_descent(
     smoothness: float = 1.0,
     maxiter: int = 500,
     tol: float | None = None,
-    linear_solve: LinearSolve | None = None,
+    derivative_solve: LinearSolve | None = None,
+    differentiation: Differentiation | None = None,
     throw: bool = False,
 ) -> Solver:
     r"""Return a solver that minimizes over one block of unknowns after the other.
@@ -64,14 +67,16 @@ def block_coordinate_descent(
         tol: Stop when :math:`\|W - \operatorname{prox}_g(W - A^\top \nabla \ell(A W))\|` is at most
             ``tol * max(1, its value at the start)``; 3.7e-11 in float64 and 2.4e-5 in float32 by
             default.
-        linear_solve: As for :func:`proximal_gradient`.
+        derivative_solve: As for :func:`proximal_gradient`.
+        differentiation: How the solution is differentiated, by default
+            :class:`~torchopt_implicit.differentiation.Implicit`.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
         A :class:`Solver`.
 
     Raises:
-        TypeError: If ``loss``, ``prox`` or ``linear_solve`` is not callable.
+        TypeError: If ``loss``, ``prox`` or ``derivative_solve`` is not callable.
         ValueError: If a number is out of its range, the loss is not scalar, or, when called,
             ``init`` and ``A`` do not fit.
 
@@ -94,7 +99,14 @@ def block_coordinate_descent(
         - J. Friedman, T. Hastie, R. Tibshirani: Regularization paths for generalized linear models
           via coordinate descent (2010), section 2.
     """
-    check_arguments(loss, "loss", maxiter, tol, linear_solve)
+    check_arguments(
+        loss,
+        "loss",
+        maxiter,
+        tol,
+        derivative_solve=derivative_solve,
+        differentiation=differentiation,
+    )
     check_arguments(prox, "prox", maxiter, tol)
     if not smoothness > 0:
         raise ValueError(f"`smoothness` must be positive, got {smoothness!r}")
@@ -132,10 +144,16 @@ def block_coordinate_descent(
     differentiate = functools.partial(
         custom_fixed_point,
         fixed_point,
-        solve=by_size(solves.GMRES) if linear_solve is None else linear_solve,
+        solve=by_size(solves.GMRES) if derivative_solve is None else derivative_solve,
     )
     return Solver(
-        "block_coordinate_descent", bind, differentiate, maxiter=maxiter, tol=tol, throw=throw
+        "block_coordinate_descent",
+        bind,
+        differentiate,
+        maxiter=maxiter,
+        tol=tol,
+        throw=throw,
+        differentiation=differentiation,
     )
 
 

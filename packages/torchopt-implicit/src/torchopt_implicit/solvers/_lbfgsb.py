@@ -13,8 +13,15 @@ from torchopt_implicit import linear_solve as solves
 from torchopt_implicit._root import custom_fixed_point
 from torchopt_implicit._status import Status
 from torchopt_implicit._tree import Layout
+from torchopt_implicit.differentiation import Differentiation
 from torchopt_implicit.projections import project_box
-from torchopt_implicit.solvers._flat import Objective, ValueAndGrad, flat_value_and_grad
+from torchopt_implicit.solvers._flat import (
+    Objective,
+    ValueAndGrad,
+    flat_value_and_grad,
+    gradient_of,
+)
+from torchopt_implicit.solvers._linear_step import LinearSolve
 from torchopt_implicit.solvers._method import Method
 from torchopt_implicit.solvers._numbers import (
     Number,
@@ -28,7 +35,7 @@ from torchopt_implicit.solvers._numbers import (
     read,
     select,
 )
-from torchopt_implicit.solvers._solver import LinearSolve, Solver, by_size, check_arguments
+from torchopt_implicit.solvers._solver import Solver, by_size, check_arguments
 
 __all__ = ["lbfgsb"]
 
@@ -59,7 +66,8 @@ def lbfgsb(
     history: int = 10,
     maxiter: int = 500,
     tol: float | None = None,
-    linear_solve: LinearSolve | None = None,
+    derivative_solve: LinearSolve | None = None,
+    differentiation: Differentiation | None = None,
     throw: bool = False,
 ) -> Solver:
     r"""Return a solver that minimizes within bounds by a projected L-BFGS method.
@@ -84,14 +92,16 @@ def lbfgsb(
         maxiter: The most evaluations.
         tol: Stop when :math:`\|x - P(x - \nabla f(x))\|` is at most ``tol * max(1, its value at
             the start)``; 3.7e-11 in float64 and 2.4e-5 in float32 by default.
-        linear_solve: As for :func:`projected_gradient`.
+        derivative_solve: As for :func:`projected_gradient`.
+        differentiation: How the solution is differentiated, by default
+            :class:`~torchopt_implicit.differentiation.Implicit`.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
         A :class:`Solver`.
 
     Raises:
-        TypeError: If ``objective`` or ``linear_solve`` is not callable.
+        TypeError: If ``objective`` or ``derivative_solve`` is not callable.
         ValueError: If a number is out of its range, the objective is not scalar, or, when called,
             there are no bounds.
 
@@ -113,13 +123,20 @@ def lbfgsb(
         - D. Kim, S. Sra, I. Dhillon: Tackling box-constrained optimization via a new projected
           quasi-Newton approach (2010).
     """
-    check_arguments(objective, "objective", maxiter, tol, linear_solve)
+    check_arguments(
+        objective,
+        "objective",
+        maxiter,
+        tol,
+        derivative_solve=derivative_solve,
+        differentiation=differentiation,
+    )
     if not isinstance(history, int) or history < 1:
         raise ValueError(f"`history` must be a positive integer, got {history!r}")
-    gradient_of = torch.func.grad(objective)
+    gradient = gradient_of(objective)
 
     def fixed_point(x: Any, bounds: Any, *args: Any) -> Any:
-        return project_box(optree.tree_map(torch.sub, x, gradient_of(x, *args)), *_pair(bounds))
+        return project_box(optree.tree_map(torch.sub, x, gradient(x, *args)), *_pair(bounds))
 
     def bind(layout: Layout, args: tuple[Any, ...]) -> _Bounded:
         if not args:
@@ -133,9 +150,17 @@ def lbfgsb(
     differentiate = functools.partial(
         custom_fixed_point,
         fixed_point,
-        solve=by_size(solves.GMRES) if linear_solve is None else linear_solve,
+        solve=by_size(solves.GMRES) if derivative_solve is None else derivative_solve,
     )
-    return Solver("lbfgsb", bind, differentiate, maxiter=maxiter, tol=tol, throw=throw)
+    return Solver(
+        "lbfgsb",
+        bind,
+        differentiate,
+        maxiter=maxiter,
+        tol=tol,
+        throw=throw,
+        differentiation=differentiation,
+    )
 
 
 def _pair(bounds: Any) -> tuple[Any, Any]:

@@ -14,11 +14,18 @@ from torchopt_implicit import linear_solve as solves
 from torchopt_implicit._root import custom_fixed_point
 from torchopt_implicit._status import Status
 from torchopt_implicit._tree import Layout
+from torchopt_implicit.differentiation import Differentiation
 from torchopt_implicit.projections import project_simplex, project_simplex_kl
-from torchopt_implicit.solvers._flat import Objective, ValueAndGrad, flat_value_and_grad
+from torchopt_implicit.solvers._flat import (
+    Objective,
+    ValueAndGrad,
+    flat_value_and_grad,
+    gradient_of,
+)
+from torchopt_implicit.solvers._linear_step import LinearSolve
 from torchopt_implicit.solvers._method import Method
 from torchopt_implicit.solvers._numbers import Number, add_scaled, is_finite, like, read, select
-from torchopt_implicit.solvers._solver import LinearSolve, Solver, by_size, check_arguments
+from torchopt_implicit.solvers._solver import Solver, by_size, check_arguments
 
 __all__ = ["mirror_descent"]
 
@@ -61,7 +68,8 @@ def mirror_descent(
     stepsize: float = 1.0,
     maxiter: int = 2000,
     tol: float | None = None,
-    linear_solve: LinearSolve | None = None,
+    derivative_solve: LinearSolve | None = None,
+    differentiation: Differentiation | None = None,
     throw: bool = False,
 ) -> Solver:
     r"""Return a solver that minimizes over a convex set by mirror descent.
@@ -89,7 +97,9 @@ def mirror_descent(
         maxiter: The most evaluations.
         tol: Stop when :math:`\|x - P(x - \nabla f(x))\|` is at most ``tol * max(1, its value at
             the start)``; 3.7e-11 in float64 and 2.4e-5 in float32 by default.
-        linear_solve: As for :func:`projected_gradient`.
+        derivative_solve: As for :func:`projected_gradient`.
+        differentiation: How the solution is differentiated, by default
+            :class:`~torchopt_implicit.differentiation.Implicit`.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
@@ -115,16 +125,23 @@ def mirror_descent(
         A. Beck, M. Teboulle: Mirror descent and nonlinear projected subgradient methods for convex
         optimization (2003), sections 3 and 5.
     """
-    check_arguments(objective, "objective", maxiter, tol, linear_solve)
+    check_arguments(
+        objective,
+        "objective",
+        maxiter,
+        tol,
+        derivative_solve=derivative_solve,
+        differentiation=differentiation,
+    )
     check_arguments(projection, "projection", maxiter, tol)
     check_arguments(bregman_projection, "bregman_projection", maxiter, tol)
     check_arguments(mirror_map, "mirror_map", maxiter, tol)
     if not stepsize > 0:
         raise ValueError(f"`stepsize` must be positive, got {stepsize!r}")
-    gradient_of = torch.func.grad(objective)
+    gradient = gradient_of(objective)
 
     def fixed_point(x: Any, *args: Any) -> Any:
-        return projection(optree.tree_map(torch.sub, x, gradient_of(x, *args)), *args)
+        return projection(optree.tree_map(torch.sub, x, gradient(x, *args)), *args)
 
     def bind(layout: Layout, args: tuple[Any, ...]) -> _Mirror:
         def project(x: torch.Tensor) -> torch.Tensor:
@@ -144,9 +161,17 @@ def mirror_descent(
     differentiate = functools.partial(
         custom_fixed_point,
         fixed_point,
-        solve=by_size(solves.GMRES) if linear_solve is None else linear_solve,
+        solve=by_size(solves.GMRES) if derivative_solve is None else derivative_solve,
     )
-    return Solver("mirror_descent", bind, differentiate, maxiter=maxiter, tol=tol, throw=throw)
+    return Solver(
+        "mirror_descent",
+        bind,
+        differentiate,
+        maxiter=maxiter,
+        tol=tol,
+        throw=throw,
+        differentiation=differentiation,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

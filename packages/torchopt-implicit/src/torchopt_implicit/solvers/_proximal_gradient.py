@@ -14,12 +14,15 @@ from torchopt_implicit import linear_solve as solves
 from torchopt_implicit._root import custom_fixed_point
 from torchopt_implicit._status import Status
 from torchopt_implicit._tree import Layout
+from torchopt_implicit.differentiation import Differentiation
 from torchopt_implicit.solvers._flat import (
     Objective,
     ValueAndGrad,
     flat_function,
     flat_value_and_grad,
+    gradient_of,
 )
+from torchopt_implicit.solvers._linear_step import LinearSolve
 from torchopt_implicit.solvers._method import Method
 from torchopt_implicit.solvers._numbers import (
     Number,
@@ -32,7 +35,7 @@ from torchopt_implicit.solvers._numbers import (
     root,
     select,
 )
-from torchopt_implicit.solvers._solver import LinearSolve, Solver, by_size, check_arguments
+from torchopt_implicit.solvers._solver import Solver, by_size, check_arguments
 
 __all__ = ["proximal_gradient"]
 
@@ -63,7 +66,8 @@ def proximal_gradient(
     acceleration: bool = True,
     maxiter: int = 2000,
     tol: float | None = None,
-    linear_solve: LinearSolve | None = None,
+    derivative_solve: LinearSolve | None = None,
+    differentiation: Differentiation | None = None,
     throw: bool = False,
 ) -> Solver:
     r"""Return a solver that minimizes a smooth function plus a simple one by FISTA.
@@ -90,15 +94,17 @@ def proximal_gradient(
         maxiter: The most iterations, each one proximal operator, one gradient and two values.
         tol: Stop when :math:`\|y - x\| / t` is at most ``tol * max(1, its value at the start)``;
             3.7e-11 in float64 and 2.4e-5 in float32 by default.
-        linear_solve: Solves with :math:`I - \partial \operatorname{prox}(I - \nabla^2 f)` in
+        derivative_solve: Solves with :math:`I - \partial \operatorname{prox}(I - \nabla^2 f)` in
             derivatives. A factorisation for up to 256 unknowns and GMRES beyond by default.
+        differentiation: How the solution is differentiated, by default
+            :class:`~torchopt_implicit.differentiation.Implicit`.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
         A :class:`Solver`.
 
     Raises:
-        TypeError: If ``objective``, ``prox`` or ``linear_solve`` is not callable.
+        TypeError: If ``objective``, ``prox`` or ``derivative_solve`` is not callable.
         ValueError: If a number is out of its range, or the objective is not scalar.
 
     Example:
@@ -120,14 +126,21 @@ def proximal_gradient(
         - B. O'Donoghue, E. Candès: Adaptive restart for accelerated gradient schemes (2015),
           section 3.2.
     """
-    check_arguments(objective, "objective", maxiter, tol, linear_solve)
+    check_arguments(
+        objective,
+        "objective",
+        maxiter,
+        tol,
+        derivative_solve=derivative_solve,
+        differentiation=differentiation,
+    )
     check_arguments(prox, "prox", maxiter, tol)
     if not stepsize > 0:
         raise ValueError(f"`stepsize` must be positive, got {stepsize!r}")
-    gradient_of = torch.func.grad(objective)
+    gradient = gradient_of(objective)
 
     def fixed_point(x: Any, *args: Any) -> Any:
-        return prox(optree.tree_map(torch.sub, x, gradient_of(x, *args)), 1.0, *args)
+        return prox(optree.tree_map(torch.sub, x, gradient(x, *args)), 1.0, *args)
 
     def bind(layout: Layout, args: tuple[Any, ...]) -> _Proximal:
         def flat_prox(x: torch.Tensor, length: Number) -> torch.Tensor:
@@ -146,9 +159,17 @@ def proximal_gradient(
     differentiate = functools.partial(
         custom_fixed_point,
         fixed_point,
-        solve=by_size(solves.GMRES) if linear_solve is None else linear_solve,
+        solve=by_size(solves.GMRES) if derivative_solve is None else derivative_solve,
     )
-    return Solver("proximal_gradient", bind, differentiate, maxiter=maxiter, tol=tol, throw=throw)
+    return Solver(
+        "proximal_gradient",
+        bind,
+        differentiate,
+        maxiter=maxiter,
+        tol=tol,
+        throw=throw,
+        differentiation=differentiation,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

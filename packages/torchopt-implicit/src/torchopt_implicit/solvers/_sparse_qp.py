@@ -16,7 +16,8 @@ from torchopt_implicit._status import Info, report
 from torchopt_implicit._tree import Layout
 from torchopt_implicit.solvers._admm import Program, conjugate_gradients, solve
 from torchopt_implicit.solvers._coordinates import Matrix, as_matrix
-from torchopt_implicit.solvers._solver import LinearSolve, by_size, detach
+from torchopt_implicit.solvers._linear_step import LinearSolve
+from torchopt_implicit.solvers._solver import by_size, detach
 
 __all__ = ["SparseQPSolution", "sparse_qp"]
 
@@ -43,7 +44,7 @@ def sparse_qp(
     init: tuple[torch.Tensor, torch.Tensor] | None = None,
     maxiter: int = 10_000,
     tol: float | None = None,
-    linear_solve: LinearSolve | None = None,
+    derivative_solve: LinearSolve | None = None,
     throw: bool = False,
 ) -> SparseQPSolution:
     r"""Solve a convex quadratic program with sparse matrices, differentiably in all data.
@@ -71,7 +72,7 @@ def sparse_qp(
         maxiter: The most iterations.
         tol: The error to reach in the constraints and in stationarity, absolute and relative; 1e-7
             by default, and 1e-4 for data in float32.
-        linear_solve: Solves with the derivative of the conditions, symmetric, on pairs ``(z, y)``.
+        derivative_solve: Solves with the derivative of the conditions, symmetric, on pairs ``(z, y)``.
             By default a factorisation for up to 256 unknowns and multipliers, and GMRES beyond,
             preconditioned by conjugate gradients with active constraints softened.
         throw: Whether a failed search raises rather than warns.
@@ -135,8 +136,8 @@ def sparse_qp(
         _conditions(curvature, constraints),
         argnums=(1, 2, 3, 4, 5),
         solve=by_size(functools.partial(solves.GMRES, M=inverse))
-        if linear_solve is None
-        else linear_solve,
+        if derivative_solve is None
+        else derivative_solve,
     )(known)
     z, y = differentiable(None, *data)
     return SparseQPSolution(z, y, info)
