@@ -72,8 +72,9 @@ def kkt_conditions(
         ...     return KKTSolution(x=target / norm, lam=norm - 1)
         >>> target = torch.tensor([0.0, 2.0], requires_grad=True)
         >>> x = nearest_in_ball(None, target).x
-        >>> torch.autograd.grad(x.sum(), target)  # (I - x x^T) / |target|
-        (tensor([0.5000, 0.0000]),)
+        >>> (slope,) = torch.autograd.grad(x.sum(), target)
+        >>> torch.allclose(slope, torch.tensor([0.5, 0.0]), atol=1e-5)  # (I - x x^T) / |target|
+        True
 
     References:
         - S. Boyd, L. Vandenberghe: Convex optimization (2004), section 5.5.3.

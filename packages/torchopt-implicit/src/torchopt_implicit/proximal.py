@@ -64,7 +64,7 @@ def prox_l1(x: Any, weight: Any = 1.0) -> Any:
         >>> import torch
         >>> from torchopt_implicit.proximal import prox_l1
         >>> prox_l1(torch.tensor([-3.0, 0.5, 2.0]))
-        tensor([-2., 0., 1.])
+        tensor([-2.,  0.,  1.])
 
     References:
         N. Parikh, S. Boyd: Proximal algorithms (2014), section 6.5.2.
@@ -146,7 +146,7 @@ def prox_elastic_net(x: Any, l1: Any = 1.0, l2: Any = 1.0) -> Any:
         >>> import torch
         >>> from torchopt_implicit.proximal import prox_elastic_net
         >>> prox_elastic_net(torch.tensor([-3.0, 0.5, 2.0]))
-        tensor([-1.0000, 0.0000, 0.5000])
+        tensor([-1.0000,  0.0000,  0.5000])
 
     References:
         N. Parikh, S. Boyd: Proximal algorithms (2014), section 6.5.3.

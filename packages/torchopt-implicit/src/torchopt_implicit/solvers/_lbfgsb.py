@@ -115,7 +115,7 @@ def lbfgsb(
         >>> x.detach()
         tensor([0.5000, 0.2500], dtype=torch.float64)
         >>> torch.autograd.grad(x[1], upper)  # x[1] = x[0]**2
-        (tensor([1.0000, 0.0000], dtype=torch.float64),)
+        (tensor([1., 0.], dtype=torch.float64),)
 
     References:
         - D. Bertsekas: Projected Newton methods for optimization problems with simple constraints

@@ -116,7 +116,7 @@ def mirror_descent(
         >>> solver = mirror_descent(lambda x, c: 0.5 * x @ x - c @ x)
         >>> c = torch.tensor([0.6, 1.0, -1.0], requires_grad=True)
         >>> x = solver(torch.full((3,), 1 / 3), c)
-        >>> x.detach()
+        >>> x.detach().round(decimals=3)
         tensor([0.3000, 0.7000, 0.0000])
         >>> torch.autograd.grad(x[0], c)
         (tensor([ 0.5000, -0.5000,  0.0000]),)
