@@ -14,7 +14,7 @@ from torchopt_implicit._autograd import attach
 from torchopt_implicit._linear import ImplicitSolver
 from torchopt_implicit._system import System
 from torchopt_implicit._tree import Layout, describe_path
-from torchopt_implicit.linear_solve import solve_normal_cg
+from torchopt_implicit.linear_solve import solve_auto
 
 __all__ = [
     "build_system",
@@ -59,8 +59,9 @@ def custom_root(
             tensors; integer tensors in it are constants. All other arguments may be anything.
         has_aux: Whether the solver returns ``(x, aux)``; ``aux`` is passed on untouched.
         solve: Solves linear systems: a solver of :mod:`torchopt.linear_solve`, by default
-            :func:`~torchopt.linear_solve.solve_normal_cg`; where ``F`` is the gradient of a convex
-            function, ``solve_cg()`` takes half the time. Or any function ``(matvec, b) -> x``, of
+            :func:`~torchopt.linear_solve.solve_auto`, which factorizes up to 256 unknowns; where
+            ``F`` is the gradient of a convex function of more, ``solve_cg()`` takes half the time.
+            Or any function ``(matvec, b) -> x``, of
             trees like the solution, but with tuples of one in the place of a single tensor.
         namespace: In which optree looks for the types of nodes of trees.
 
@@ -153,7 +154,7 @@ def _decorator(
     name: str,
 ) -> Decorator:
     positions = check_argnums(argnums)
-    solve = solve_normal_cg() if solve is None else solve
+    solve = solve_auto() if solve is None else solve
     check_callable("solve", solve)
     accepts = _keyword_filter(residual_fn)
 
