@@ -9,7 +9,7 @@ import torch
 
 from torchopt_implicit._autograd import attach
 from torchopt_implicit._autograd import solve as _solve
-from torchopt_implicit._linear import ImplicitSolver
+from torchopt_implicit._implicit_solver import ImplicitSolver
 from torchopt_implicit._root import (
     build_system,
     check_argnums,

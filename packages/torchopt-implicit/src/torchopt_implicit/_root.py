@@ -11,7 +11,7 @@ import optree
 import torch
 
 from torchopt_implicit._autograd import attach
-from torchopt_implicit._linear import ImplicitSolver
+from torchopt_implicit._implicit_solver import ImplicitSolver
 from torchopt_implicit._system import System
 from torchopt_implicit._tree import Layout, describe_path
 from torchopt_implicit.linear_solve import solve_auto

@@ -94,7 +94,7 @@ class _Direct(Factorization):
         spread = size * scaled_norm(x.detach())
         eps = torch.finfo(b.dtype).eps
         converged = (length <= eps**0.5 * (spread + known)) & (spread * eps <= 0.1 * known)
-        status = torch.where(converged | (length == 0), Status.CONVERGED, Status.BREAKDOWN)
+        status = torch.where(converged, Status.CONVERGED, Status.BREAKDOWN)
         given = torch.isfinite(size) & torch.isfinite(known)
         status = torch.where(given, status, Status.NOT_FINITE)
         return make_info(0, length, status)
