@@ -315,9 +315,9 @@ def untyped(*args: Any) -> Any:
         ),
         (lambda: custom_root(untyped, 2)(untyped)(0, 1), ValueError, "there are 2, got 2"),
         (
-            lambda: custom_root(untyped, 1)(untyped)(None, {"a": [torch.ones(1), 2.0]}),
+            lambda: custom_root(untyped, 1)(untyped)(None, {"a": [1.0, 2.0]}),
             TypeError,
-            r"argument 1, .*must be a tree of tensors, got float at \['a'\]\[1\]",
+            r"argument 1, .*must be a tree with tensors in it, got float at \['a'\]\[0\]",
         ),
         (
             lambda: custom_root(untyped, 1)(lambda x, a: 3.0)(None, torch.ones(1)),

@@ -22,7 +22,7 @@ Function = Callable[[torch.Tensor], torch.Tensor]
 def cubic(c: torch.Tensor) -> torch.Tensor:
     """Return the root of ``y**3 + y = c`` by Newton's method."""
     y = torch.zeros_like(c)
-    for _ in range(12):
+    for _ in range(7):
         y = y - (y**3 + y - c) / (3 * y**2 + 1)
     return y
 
@@ -34,7 +34,7 @@ def inner(init: None, a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 def iterate(step: Function, a: torch.Tensor) -> torch.Tensor:
     x = torch.zeros_like(a)
-    for _ in range(50):
+    for _ in range(26):
         x = step(x)
     return x
 

@@ -6,9 +6,9 @@ have their derivatives built in. :mod:`~torchopt_implicit.linear_solve` and
 :mod:`~torchopt_implicit.linalg` are the linear algebra underneath.
 """
 
-from torchopt_implicit import linalg, linear_solve, solvers
+from torchopt_implicit import differentiation, linalg, linear_solve, solvers
 from torchopt_implicit._affine import affine_root
-from torchopt_implicit._check import (
+from torchopt_implicit._error_bounds import (
     HypergradientError,
     Lipschitz,
     hypergradient_error,
@@ -29,6 +29,7 @@ __all__ = [
     "affine_root",
     "custom_fixed_point",
     "custom_root",
+    "differentiation",
     "hypergradient_error",
     "linalg",
     "linear_solve",

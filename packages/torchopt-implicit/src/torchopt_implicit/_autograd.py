@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function
 
 from torchopt_implicit._functorch import (
     innermost_is_jvp,
@@ -45,6 +46,9 @@ def solve(
         x: The point, ``(*batch, n)``.
         tensors: The tensors of the system.
     """
+    if has_torch_function(tensors):
+        # whoever watches what torch is called with sees these, too
+        return handle_torch_function(solve, tensors, system, transposed, b, x, tensors)
     tangents = _tangents((b, x, *tensors))
     if tangents is None:
         return _Solve.apply(system, transposed, b, x, *tensors)  # type: ignore[no-any-return, no-untyped-call]
@@ -63,6 +67,8 @@ def attach(system: System, x: torch.Tensor, tensors: Tensors) -> torch.Tensor:
         x: The solution, ``(*batch, n)``, detached from everything.
         tensors: The tensors of the system.
     """
+    if has_torch_function(tensors):
+        return handle_torch_function(attach, tensors, system, x, tensors)
     tangents = _tangents(tensors)
     if tangents is None:
         return _Attach.apply(system, x, *tensors)  # type: ignore[no-any-return, no-untyped-call]
@@ -262,7 +268,7 @@ class _Attach(torch.autograd.Function):
         x, *tensors = _saved(ctx)
         if _is_final((gradient, x, *tensors)):
             # nothing differentiates this again, so that one graph serves all
-            trace = ctx.system.trace(x, tuple(tensors))
+            trace = ctx.system.take(x, tuple(tensors))
             u = ctx.system.solver.run(trace, True, gradient)
             return (None, None, *ctx.system.spread(trace.pullback(-u)))
         u = solve(ctx.system, True, gradient, x, tuple(tensors))

@@ -1,11 +1,13 @@
 """Tensors that a function has from elsewhere: which they are, and others in their place.
 
 An autograd function differentiates in its arguments alone. A matvec that closes over a matrix or a
-module becomes a function of these, too, by watching what torch's functions are called with.
+module becomes a function of these, too, by watching what torch's functions are called with. What a
+function writes to elsewhere, as normalization to its running statistics, is kept from happening.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +25,7 @@ from torchopt_implicit._functorch import (
     unwrap_dead,
 )
 
-__all__ = ["Captured", "capture", "has_derivatives", "substitute"]
+__all__ = ["Captured", "capture", "has_derivatives", "pure", "substitute"]
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -39,13 +41,18 @@ class Captured(NamedTuple):
     differentiates: bool
     #: whether the function hands any of them to a transform of `torch.func`
     is_transformed: bool
+    #: all that it has from elsewhere and does not write to
+    read: Tensors
+    #: whether it writes to what it has from elsewhere
+    writes: bool
 
 
 def capture(function: Callable[..., Any], *examples: Any) -> Captured:
     """Return the tensors with derivatives that a function has from elsewhere.
 
     Those are tensors that require gradients, have tangents, or belong to a transform of
-    `torch.func` at work. The function is called once, and once more where there are any.
+    `torch.func` at work. The function is called once, and once more where there are any, both times
+    without effect on other tensors.
 
     Args:
         function: A function of tensors.
@@ -55,7 +62,7 @@ def capture(function: Callable[..., Any], *examples: Any) -> Captured:
     with first:
         function(*examples)
     if not (first.found or first.hidden):
-        return Captured((), (), first.differentiates, False)
+        return Captured((), (), first.differentiates, False, first.read, first.writes)
     # what the function computes unseen by the mode is another tensor each time
     second = _Search(examples)
     with second:
@@ -65,7 +72,19 @@ def capture(function: Callable[..., Any], *examples: Any) -> Captured:
         tuple(x for key, x in first.hidden.items() if key in second.hidden),
         first.differentiates,
         first.is_transformed,
+        tuple(x for x in first.read if id(x) in second.outside),
+        first.writes,
     )
+
+
+def pure(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that writes to elsewhere as one that does not."""
+
+    def without_effects(*args: Any) -> Any:
+        with _Pure(args):
+            return function(*args)
+
+    return without_effects
 
 
 def substitute(
@@ -118,29 +137,92 @@ def _tensors(tree: Any) -> Iterator[torch.Tensor]:
     return (x for x in optree.tree_leaves(tree) if isinstance(x, torch.Tensor))
 
 
-class _Search(TorchFunctionMode):
-    """Sees what torch's functions are called with that is no result of theirs."""
+class _Pure(TorchFunctionMode):
+    """Calls torch's functions such that none writes to a tensor that is no result of theirs.
+
+    A copy is written to, and is read from then on. Normalization by the statistics of a batch goes
+    without the running ones, which it does not read.
+    """
 
     def __init__(self, given: Any) -> None:
         super().__init__()
-        self.level = depth()
-        self.found: dict[int, torch.Tensor] = {}
-        self.hidden: dict[int, torch.Tensor] = {}
-        self.differentiates = False
-        self.is_transformed = False
         # holding on to them keeps their ids from being used again
         self.known = {id(x): x for x in _tensors(given)}
+        self.copies: dict[int, torch.Tensor] = {}
+        self.writes = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in _NORMALIZATIONS:
+            args, kwargs = self._without_statistics(func, args, kwargs)
+        if self.copies:
+            args, kwargs = optree.tree_map(self._current, (args, kwargs))  # type: ignore[arg-type]
+        written = self._written(func, args, kwargs)
+        is_outside = written is not None and id(written) not in self.known
+        self.look_at(func, args, kwargs)
+        if written is not None and is_outside:
+            self.writes = True
+            copy = self.copies[id(written)] = written.clone()
+            self.known.update({id(written): written, id(copy): copy})
+            args, kwargs = optree.tree_map(self._current, (args, kwargs))  # type: ignore[arg-type]
+        result = func(*args, **kwargs)
+        self.known.update((id(x), x) for x in _tensors(result))
+        return result
+
+    def look_at(self, func: Any, args: Any, kwargs: Any) -> None:
+        """See a call that is about to be made."""
+
+    def _current(self, x: Any) -> Any:
+        return self.copies.get(id(x), x)
+
+    @staticmethod
+    def _written(func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
+        name = getattr(func, "__name__", "")
+        is_inplace = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
+        if (is_inplace or name in _ASSIGNMENTS) and args and isinstance(args[0], torch.Tensor):
+            return args[0]
+        out = kwargs.get("out")
+        return out if isinstance(out, torch.Tensor) else None
+
+    def _without_statistics(self, func: Any, args: Any, kwargs: Any) -> Any:
+        bound = _NORMALIZATIONS[func].bind(*args, **kwargs)
+        bound.apply_defaults()
+        flag = "training" if "training" in bound.arguments else "use_input_stats"
+        if bound.arguments[flag] and bound.arguments["running_mean"] is not None:
+            self.writes = True
+            bound.arguments.update(running_mean=None, running_var=None)
+        return bound.args, bound.kwargs
+
+
+_ASSIGNMENTS = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__"}
+_NORMALIZATIONS = {
+    function: inspect.signature(function)
+    for function in (torch.nn.functional.batch_norm, torch.nn.functional.instance_norm)
+}
+
+
+class _Search(_Pure):
+    """Sees what torch's functions are called with that is no result of theirs."""
+
+    def __init__(self, given: Any) -> None:
+        super().__init__(given)
+        self.level = depth()
+        self.found: dict[int, torch.Tensor] = {}
+        self.hidden: dict[int, torch.Tensor] = {}
+        self.outside: dict[int, torch.Tensor] = {}
+        self.differentiates = False
+        self.is_transformed = False
+
+    @property
+    def read(self) -> Tensors:
+        return tuple(x for key, x in self.outside.items() if key not in self.copies)
+
+    def look_at(self, func: Any, args: Any, kwargs: Any) -> None:
         if func is torch.autograd.grad:
             self._look_at_grad(*args, **kwargs)
         else:
             for x in _tensors((args, kwargs)):
                 self._look_at(x, self.found)
-        result = func(*args, **kwargs)
-        self.known.update((id(x), x) for x in _tensors(result))
-        return result
 
     def _look_at(self, x: torch.Tensor, into: dict[int, torch.Tensor]) -> None:
         if id(x) in self.known:
@@ -148,12 +230,14 @@ class _Search(TorchFunctionMode):
         self.known[id(x)] = x
         # a transform inside of the function wraps what it is given
         base = unwrap_dead(unwrap_above(x, self.level))
-        if id(base) in self.known and base is not x:
+        if base is not x and id(base) in self.known:
             self.is_transformed |= id(base) in into
-        elif has_derivatives(base):
-            self.is_transformed |= base is not x
+        else:
+            self.is_transformed |= base is not x and has_derivatives(base)
             self.known[id(base)] = base
-            into[id(base)] = base
+            self.outside[id(base)] = base
+            if has_derivatives(base):
+                into[id(base)] = base
 
     def _look_at_grad(
         self,

@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 __all__ = [
     "depth",
     "innermost_is_jvp",
+    "is_differentiating",
     "is_forward_mode",
     "is_readable",
     "is_transforming",
@@ -44,6 +45,12 @@ def innermost_is_jvp() -> bool:
     """Return whether the innermost transform is `torch.func.jvp`."""
     level = _functorch.peek_interpreter_stack()
     return level is not None and level.key() == _functorch.TransformType.Jvp
+
+
+def is_differentiating() -> bool:
+    """Return whether a transform at work takes derivatives, as `vmap` does not."""
+    kinds = (_functorch.TransformType.Grad, _functorch.TransformType.Jvp)
+    return any(level.key() in kinds for level in _functorch.get_interpreter_stack() or ())
 
 
 def jvp_levels() -> int:

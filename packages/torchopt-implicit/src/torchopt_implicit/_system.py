@@ -57,20 +57,33 @@ class System:
         # for the solver to keep
         self.factors: Any = None
         self._batched: dict[tuple[int | None, ...], System] = {}
+        self._kept: tuple[torch.Tensor, Tensors, torch.Tensor] | None = None
 
     def batched(self, in_dims: tuple[int | None, ...]) -> System:
         """Return the system with one more batch dimension in front; dimensions are of tensors."""
         if in_dims not in self._batched:
+            # of a copy that does not know its batches, since a cycle would keep their memory
             self._batched[in_dims] = System(
                 torch.func.vmap(self.function, in_dims=(0, *in_dims)),
                 self.layout,
                 self.differentiable,
                 self.solver,
-                self,
+                self._alone(),
                 in_dims,
                 self.is_affine,
             )
         return self._batched[in_dims]
+
+    def _alone(self) -> System:
+        return System(
+            self.function,
+            self.layout,
+            self.differentiable,
+            self.solver,
+            self.parent,
+            self.in_dims,
+            self.is_affine,
+        )
 
     def varying(self, tensors: Tensors) -> Tensors:
         """Return the tensors that are differentiated in."""
@@ -112,6 +125,17 @@ class System:
 
         pulled: Tensors = torch.func.vjp(left_times_A, x, *self.varying(tensors))[1](right)
         return pulled
+
+    def keep(self, trace: Trace) -> None:
+        """Have the first backward use a graph that is there already."""
+        self._kept = trace.point, trace.tensors, trace.residual
+
+    def take(self, x: torch.Tensor, tensors: Tensors) -> Trace:
+        """Return a graph of the residual that may be used up: the one that is kept, if any."""
+        kept, self._kept = self._kept, None
+        if kept is None or self.factors is not None:  # which go with the point of their own
+            return self.trace(x, tensors)
+        return Trace(self, *kept)
 
     def trace(self, x: torch.Tensor, tensors: Tensors) -> Trace:
         """Return the graph of the residual at ``(x, tensors)``.

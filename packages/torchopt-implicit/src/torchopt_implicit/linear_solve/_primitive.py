@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchopt_implicit._autograd import attach
-from torchopt_implicit._capture import Captured, capture, has_derivatives, substitute
+from torchopt_implicit._capture import capture, has_derivatives, substitute
 from torchopt_implicit._functorch import is_forward_mode, is_transforming, is_wrapped, unwrap
 from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._status import Info, Status, report
@@ -82,9 +82,10 @@ class _Family:
         zeros = torch.zeros(A.domain.size, dtype=A.domain.dtype, device=A.domain.device)
         with torch.enable_grad():
             ours = capture(_both(A), zeros)
-            others = Captured((), (), False, False) if M is None else capture(_both(M), zeros)
+            others = None if M is None else capture(_both(M), zeros)
+        further = () if others is None else others.tensors
         self.tensors: Tensors = ours.tensors + tuple(
-            t for t in others.tensors if all(t is not s for s in ours.tensors)
+            t for t in further if all(t is not s for s in ours.tensors)
         )
         count = len(ours.tensors)
         self.differentiable = [
@@ -94,8 +95,9 @@ class _Family:
         self.hidden = tuple(t for t in ours.hidden if t.requires_grad or is_wrapped(t))
         if any(is_wrapped(t) for t in self.hidden):
             raise NotImplementedError(_describe_hidden(self.hidden))
-        self.is_transformed = ours.is_transformed or others.is_transformed
-        self.differentiates = ours.differentiates or others.differentiates
+        both = [ours] if others is None else [ours, others]
+        self.is_transformed = any(captured.is_transformed for captured in both)
+        self.differentiates = any(captured.differentiates for captured in both)
 
     def apply(self, tensors: Tensors, which: str, v: torch.Tensor) -> torch.Tensor:
         """Apply ``"matvec"`` or ``"rmatvec"`` of A, or of M, with tensors in their places."""
