@@ -70,7 +70,8 @@ def in_ball(x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
 
 
 def newton_krylov(function: Any, **options: Any) -> Solver:
-    return newton(function, linear_solve=solve_gmres(), derivative_solve=solve_lu(), **options)
+    options.setdefault("derivative_solve", solve_lu())
+    return newton(function, linear_solve=solve_gmres(), **options)
 
 
 def levenberg_marquardt_matrix_free(residual: Any, **options: Any) -> Solver:

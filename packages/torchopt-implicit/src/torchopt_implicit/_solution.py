@@ -13,7 +13,7 @@ from torchopt_implicit._autograd import attach
 from torchopt_implicit._capture import Captured, capture, has_derivatives, pure, substitute
 from torchopt_implicit._context import Surroundings
 from torchopt_implicit._functorch import is_differentiating, is_forward_mode, is_transforming
-from torchopt_implicit._linear import ImplicitSolver
+from torchopt_implicit._implicit_solver import ImplicitSolver
 from torchopt_implicit._system import System, Tensors, Trace
 from torchopt_implicit._tree import Layout
 

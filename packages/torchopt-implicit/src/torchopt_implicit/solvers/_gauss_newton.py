@@ -150,7 +150,7 @@ class _GaussNewton(Method[_State]):
             torch.linalg.vector_norm(new.gradient),
         )
         # differences below the rounding of the squares decide nothing
-        slack = 8 * torch.finfo(trial.dtype).eps * square
+        slack = 8 * self.residuals.eps * square
         accept = (decrease >= -1e-4 * t * state.slope - slack) & is_finite(error)
         trials = select(accept & (decrease > 0), like(error, 0), state.trials + 1)
         shorter = state._replace(length=0.5 * t, trials=trials, failure=_failure(trials))

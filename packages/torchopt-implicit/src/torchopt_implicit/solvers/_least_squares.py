@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import torch
 
 from torchopt_implicit._operator import LinearOperator
+from torchopt_implicit._tags import Tag
 from torchopt_implicit._tree import Layout
 from torchopt_implicit.solvers._flat import flat_function, value_and_jacobian
-from torchopt_implicit.solvers._linear_step import LinearSolve, solve_step
+from torchopt_implicit.solvers._linear_step import LinearSolve, solve_step, with_layout
 
 __all__ = ["Linearization", "Residuals", "half_square", "residuals_of"]
 
@@ -27,8 +28,12 @@ class Linearization(NamedTuple):
     jacobian: torch.Tensor
 
 
+@dataclasses.dataclass(frozen=True)
 class Residuals(abc.ABC):
     """Residuals as a function of a vector, and the linear algebra of their Jacobian ``J``."""
+
+    #: below this, relative to the squares, differences decide nothing
+    eps: float
 
     @abc.abstractmethod
     def linearize(self, x: torch.Tensor) -> Linearization:
@@ -60,7 +65,9 @@ def residuals_of(
 ) -> Residuals:
     """Return the residuals of a problem, without the matrix if there is a linear solver."""
     flat = flat_function(residual, layout, args)
-    return _Dense(flat) if linear_solve is None else _MatrixFree(flat, linear_solve, layout)
+    if linear_solve is None:
+        return _Dense(layout.eps, flat)
+    return _MatrixFree(layout.eps, flat, linear_solve, layout)
 
 
 def half_square(residual: Callable[..., Any]) -> Callable[..., torch.Tensor]:
@@ -94,7 +101,11 @@ class _Dense(Residuals):
             # an SVD of what is not finite raises
             sound = torch.isfinite(at.jacobian).all()
             inverse = torch.linalg.pinv(torch.where(sound, at.jacobian, 0.0))
-            return torch.where(sound, -(inverse @ at.residual), torch.nan)
+            # the inverse is a constant where steps are differentiated, and it is the gradient that
+            # vanishes at the solution, not the residuals
+            change = at.gradient - at.gradient.detach()
+            step = -(inverse @ (at.residual.detach() + inverse.mT @ change))
+            return torch.where(sound, step, torch.nan)
         matrix = at.jacobian.mT @ at.jacobian + torch.diag(damping)
         factor, broken = torch.linalg.cholesky_ex(matrix)
         step = -torch.cholesky_solve(at.gradient.unsqueeze(-1), factor).squeeze(-1)
@@ -119,9 +130,6 @@ class _MatrixFree(Residuals):
     ) -> torch.Tensor:
         J = LinearOperator.jacobian(self.function, x.detach())
 
-        def normal(v: torch.Tensor) -> torch.Tensor:
-            product = J.rmatvec(J.matvec(v))
-            return product if damping is None else product + damping * v
-
-        A = LinearOperator(normal, normal, J.domain, J.domain, positive_definite=True)
+        N = J.T @ J if damping is None else J.T @ J + LinearOperator.diagonal(damping)
+        A = with_layout(N, N.domain, Tag.POSITIVE_DEFINITE)
         return solve_step(self.linear_solve, A, -at.gradient, self.layout)

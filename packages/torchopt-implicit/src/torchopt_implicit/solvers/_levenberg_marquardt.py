@@ -186,7 +186,7 @@ class _LevenbergMarquardt(Method[_State]):
             torch.linalg.vector_norm(new.gradient),
         )
         ratio = divide(actual, predicted)
-        slack = 8 * eps * square
+        slack = 8 * self.residuals.eps * square
         hardly = (abs(actual) <= slack) & (predicted <= slack)
         accept = ((ratio > 1e-4) | hardly) & is_finite(error)
 

@@ -10,10 +10,11 @@ import optree
 import torch
 
 from torchopt_implicit._operator import LinearOperator
+from torchopt_implicit._tags import Tag
 from torchopt_implicit._tree import Layout
 from torchopt_implicit.linear_solve import LinearSolver
 
-__all__ = ["LinearSolve", "derivative_solver", "solve_step"]
+__all__ = ["LinearSolve", "derivative_solver", "solve_step", "with_layout"]
 
 #: ``(matvec, b) -> x``
 LinearSolve = Callable[..., Any]
@@ -37,13 +38,22 @@ def solve_step(
     if layout.spec.is_leaf():  # as these functions have always been called
         one: Any = (0,)
         layout = layout._replace(spec=optree.tree_structure(one))
-    operator = LinearOperator(
-        A.matvec, A.rmatvec, layout, layout, positive_definite=A.positive_definite
-    )
-    solution = linear_solve(operator, layout.unravel(b))
+    solution = linear_solve(with_layout(A, layout, A.tags), layout.unravel(b))
     if isinstance(solution, torch.Tensor):
         solution = (solution,)
     return layout.ravel(solution, "the result of `linear_solve`")
+
+
+def with_layout(A: LinearOperator, layout: Layout, tags: Tag) -> LinearOperator:
+    """Return a square operator with another layout of its vectors, or with other tags."""
+    return LinearOperator(
+        A.matvec,
+        A.rmatvec,
+        layout,
+        layout,
+        tags=tags,
+        relinearized=lambda: with_layout(A.relinearized, layout, tags),
+    )
 
 
 def derivative_solver(

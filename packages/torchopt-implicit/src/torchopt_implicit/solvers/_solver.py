@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, final
 
@@ -14,10 +13,10 @@ from torchopt_implicit import linear_solve
 from torchopt_implicit._arguments import check_differentiation
 from torchopt_implicit._compiler import eager
 from torchopt_implicit._functorch import unwrap
-from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._status import Info, Status, report
 from torchopt_implicit._tree import Layout
 from torchopt_implicit.differentiation import Differentiation, Implicit, Unrolled
+from torchopt_implicit.linear_solve._krylov import Krylov
 from torchopt_implicit.solvers._loop import Search, advance, begin, precise, search
 from torchopt_implicit.solvers._method import Method
 from torchopt_implicit.solvers._numbers import Flag
@@ -32,8 +31,6 @@ __all__ = [
     "lowered",
 ]
 
-#: unknowns up to which a dense factorisation is cheaper than iterating
-DIRECT_SIZE = 256
 REMEDY = "Raise `maxiter` or `tol`, or start closer to the solution"
 
 
@@ -306,28 +303,6 @@ def check_arguments(
         )
 
 
-def by_size(iterative: Callable[..., linear_solve.LinearSolver]) -> linear_solve.LinearSolver:
+def by_size(iterative: type[Krylov]) -> linear_solve.LinearSolver:
     """Return a linear solver that factorises small systems and iterates on large ones."""
-    return _BySize(direct=linear_solve.LU(), iterative=iterative)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _BySize(linear_solve.LinearSolver):
-    direct: linear_solve.LinearSolver
-    iterative: Callable[..., linear_solve.LinearSolver]
-
-    def _pick(self, A: LinearOperator) -> linear_solve.LinearSolver:
-        if A.domain.size <= DIRECT_SIZE:
-            return self.direct
-        return self.iterative(rtol=precise(A.domain.eps))
-
-    def run(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:
-        return self._pick(A).run(A, b)
-
-    def factorize(self, A: LinearOperator, batch: torch.Size) -> Any:
-        return self._pick(A).factorize(A, batch)
-
-    def run_factorized(
-        self, factors: Any, A: LinearOperator, b: torch.Tensor, *, transposed: bool
-    ) -> tuple[torch.Tensor, Info]:
-        return self._pick(A).run_factorized(factors, A, b, transposed=transposed)
+    return linear_solve.solve_auto(iterative=iterative)
