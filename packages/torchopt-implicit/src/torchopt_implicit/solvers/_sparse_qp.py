@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,13 +12,18 @@ from torchopt_implicit._functorch import is_readable
 from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._root import custom_root
 from torchopt_implicit._status import Info, report
+from torchopt_implicit._tags import Tag
 from torchopt_implicit._tree import Layout
 from torchopt_implicit.solvers._admm import Program, conjugate_gradients, solve
 from torchopt_implicit.solvers._coordinates import Matrix, as_matrix
 from torchopt_implicit.solvers._linear_step import LinearSolve
-from torchopt_implicit.solvers._solver import by_size, detach
+from torchopt_implicit.solvers._loop import precise
+from torchopt_implicit.solvers._solver import detach
 
 __all__ = ["SparseQPSolution", "sparse_qp"]
+
+#: unknowns and multipliers up to which derivatives factorize
+DIRECT_SIZE = 256
 
 
 class SparseQPSolution(NamedTuple):
@@ -72,9 +76,9 @@ def sparse_qp(
         maxiter: The most iterations.
         tol: The error to reach in the constraints and in stationarity, absolute and relative; 1e-7
             by default, and 1e-4 for data in float32.
-        derivative_solve: Solves with the derivative of the conditions, symmetric, on pairs ``(z, y)``.
-            By default a factorisation for up to 256 unknowns and multipliers, and GMRES beyond,
-            preconditioned by conjugate gradients with active constraints softened.
+        derivative_solve: Solves with the symmetric derivative of the conditions, on pairs
+            ``(z, y)``. By default a factorisation for up to 256 unknowns and multipliers, and GMRES
+            beyond, preconditioned by conjugate gradients with active constraints softened.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
@@ -128,6 +132,11 @@ def sparse_qp(
     report(info, "sparse_qp", throw=throw, remedy="Raise `maxiter` or `tol`")
     solution = z.to(q.dtype), y.to(q.dtype)
 
+    if derivative_solve is None and q.shape[0] + m <= DIRECT_SIZE:
+        derivative_solve = solves.LU()
+    elif derivative_solve is None:
+        derivative_solve = solves.GMRES(M=inverse, rtol=precise(torch.finfo(q.dtype).eps))
+
     def known(init: None, *data: torch.Tensor) -> Any:
         return solution
 
@@ -135,9 +144,7 @@ def sparse_qp(
     differentiable = custom_root(
         _conditions(curvature, constraints),
         argnums=(1, 2, 3, 4, 5),
-        solve=by_size(functools.partial(solves.GMRES, M=inverse))
-        if derivative_solve is None
-        else derivative_solve,
+        solve=derivative_solve,
     )(known)
     z, y = differentiable(None, *data)
     return SparseQPSolution(z, y, info)
@@ -210,7 +217,7 @@ def _preconditioner(program: Program, z: torch.Tensor, y: torch.Tensor) -> Linea
         return torch.stack(rows).reshape(b.shape)
 
     layout = Layout.of((z, y), "the solution")
-    return LinearOperator(matvec, matvec, layout, layout, symmetric=True)
+    return LinearOperator(matvec, matvec, layout, layout, tags=Tag.SYMMETRIC)
 
 
 def _program(curvature: Matrix, constraints: Matrix, data: tuple[torch.Tensor, ...]) -> Program:
