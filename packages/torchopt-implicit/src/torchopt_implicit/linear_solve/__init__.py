@@ -10,6 +10,12 @@ from torchopt_implicit.linear_solve.inv import Neumann, solve_inv
 from torchopt_implicit.linear_solve.lstsq import LeastSquares, solve_lstsq
 from torchopt_implicit.linear_solve.lu import LU, solve_lu
 from torchopt_implicit.linear_solve.normal_cg import NormalCG, solve_normal_cg
+from torchopt_implicit.linear_solve.nystrom import (
+    Nystrom,
+    diagonal_preconditioner,
+    nystrom_preconditioner,
+    solve_nystrom,
+)
 from torchopt_implicit.linear_solve.qr import QR, solve_qr
 from torchopt_implicit.linear_solve.structured import (
     Diagonal,
@@ -34,8 +40,11 @@ __all__ = [
     "LinearSolver",
     "Neumann",
     "NormalCG",
+    "Nystrom",
     "Triangular",
     "Tridiagonal",
+    "diagonal_preconditioner",
+    "nystrom_preconditioner",
     "solve_auto",
     "solve_bicgstab",
     "solve_cg",
@@ -46,6 +55,7 @@ __all__ = [
     "solve_lstsq",
     "solve_lu",
     "solve_normal_cg",
+    "solve_nystrom",
     "solve_qr",
     "solve_triangular",
     "solve_tridiagonal",
