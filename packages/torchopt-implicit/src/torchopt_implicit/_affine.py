@@ -10,7 +10,7 @@ import torch
 from torchopt_implicit._arguments import check_argnums, check_callable, check_differentiable
 from torchopt_implicit._autograd import attach
 from torchopt_implicit._autograd import solve as _solve
-from torchopt_implicit._linear import ImplicitSolver
+from torchopt_implicit._implicit_solver import ImplicitSolver
 from torchopt_implicit._solution import build_system, unravel_solution
 from torchopt_implicit._tree import Layout
 from torchopt_implicit.linear_solve import solve_lu

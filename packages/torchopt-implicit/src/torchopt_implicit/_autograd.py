@@ -13,6 +13,7 @@ problems at once, with plain tensors, so that it can look at residuals and stop.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ from torchopt_implicit._functorch import (
     innermost_is_jvp,
     is_transforming,
     jvp_levels,
+    rebatched,
+    unbatched,
     unwrap_dead,
 )
 from torchopt_implicit._system import System, Tensors
@@ -171,6 +174,29 @@ def _saved(ctx: Any) -> list[torch.Tensor]:
     return [unwrap_dead(tensor) for tensor in ctx.saved_tensors]
 
 
+def _each_cotangent(
+    backward: Callable[[Any, torch.Tensor], tuple[Any, ...]],
+) -> Callable[[Any, torch.Tensor], tuple[Any, ...]]:
+    """Return a backward that takes batches of `is_grads_batched`, too: as those of `vmap`."""
+
+    @functools.wraps(backward)
+    def batched(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+        rows, level = unbatched(gradient)
+        if not level:
+            return backward(ctx, gradient)
+        present: list[bool] = []
+
+        def single(row: torch.Tensor) -> Tensors:
+            results = backward(ctx, row)
+            present[:] = [result is not None for result in results]
+            return tuple(result for result in results if result is not None)
+
+        results = iter(torch.func.vmap(single)(rows))
+        return tuple(rebatched(next(results), level) if here else None for here in present)
+
+    return batched
+
+
 class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -185,6 +211,7 @@ class _Solve(torch.autograd.Function):
         ctx.save_for_forward(output, x, *tensors)
 
     @staticmethod
+    @_each_cotangent
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
         u, x, *tensors = _saved(ctx)
         system, transposed = ctx.system, ctx.transposed
@@ -236,6 +263,7 @@ class _Attach(torch.autograd.Function):
         ctx.save_for_forward(output, *tensors)
 
     @staticmethod
+    @_each_cotangent
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
         x, *tensors = _saved(ctx)
         if _is_final((gradient, x, *tensors)):

@@ -16,7 +16,14 @@ import torch
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
-from torchopt_implicit._functorch import depth, is_wrapped, rewrap, unwrap_above, unwrap_dead
+from torchopt_implicit._functorch import (
+    depth,
+    is_wrapped,
+    level_of,
+    rewrap,
+    unwrap_above,
+    unwrap_dead,
+)
 
 __all__ = ["Captured", "capture", "has_derivatives", "pure", "substitute"]
 
@@ -36,6 +43,8 @@ class Captured(NamedTuple):
     read: Tensors
     #: whether it writes to what it has from elsewhere
     writes: bool
+    #: whether the function hands any of them to a transform of `torch.func`
+    is_transformed: bool
 
 
 def capture(function: Callable[..., Any], *examples: Any) -> Captured:
@@ -53,7 +62,7 @@ def capture(function: Callable[..., Any], *examples: Any) -> Captured:
     with first:
         function(*examples)
     if not (first.found or first.hidden):
-        return Captured((), (), first.differentiates, first.read, first.writes)
+        return Captured((), (), first.differentiates, first.read, first.writes, False)
     # what the function computes unseen by the mode is another tensor each time
     second = _Search(examples)
     with second:
@@ -64,6 +73,7 @@ def capture(function: Callable[..., Any], *examples: Any) -> Captured:
         first.differentiates,
         tuple(x for x in first.read if id(x) in second.outside),
         first.writes,
+        first.is_transformed,
     )
 
 
@@ -78,17 +88,41 @@ def pure(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def substitute(
-    function: Callable[..., Any], old: Sequence[torch.Tensor], new: Sequence[torch.Tensor]
+    function: Callable[..., Any],
+    old: Sequence[torch.Tensor],
+    new: Sequence[torch.Tensor],
+    *,
+    is_transformed: bool = False,
 ) -> Callable[..., Any]:
-    """Return the function with other tensors in the place of captured ones."""
+    """Return the function with other tensors in the place of captured ones.
+
+    Args:
+        function: The function.
+        old: Those that it has.
+        new: Those in their place.
+        is_transformed: As :class:`Captured` says.
+    """
     if all(x is y for x, y in zip(old, new, strict=True)):
         return function
 
     def substituted(*args: Any) -> Any:
+        # a transform inside of the function wraps tensors of lower levels only
+        missing = max(map(level_of, old)) - depth()
         with _Substitution(old, new):
-            return function(*args)
+            return (_nested(function, missing) if is_transformed else function)(*args)
 
     return substituted
+
+
+def _nested(function: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """Return the function, called within so many transforms."""
+    for _ in range(count):
+        function = _value_of_vjp(function)
+    return function
+
+
+def _value_of_vjp(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args: torch.func.vjp(function, *args)[0]
 
 
 def has_derivatives(x: torch.Tensor) -> bool:
@@ -177,6 +211,7 @@ class _Search(_Pure):
         self.hidden: dict[int, torch.Tensor] = {}
         self.outside: dict[int, torch.Tensor] = {}
         self.differentiates = False
+        self.is_transformed = False
 
     @property
     def read(self) -> Tensors:
@@ -195,10 +230,13 @@ class _Search(_Pure):
         self.known[id(x)] = x
         # a transform inside of the function wraps what it is given
         base = unwrap_dead(unwrap_above(x, self.level))
-        if base is x or id(base) not in self.known:
+        if id(base) in self.known and base is not x:
+            self.is_transformed |= id(base) in into
+        else:
             self.known[id(base)] = base
             self.outside[id(base)] = base
             if has_derivatives(base):
+                self.is_transformed |= base is not x
                 into[id(base)] = base
 
     def _look_at_grad(

@@ -23,8 +23,11 @@ __all__ = [
     "is_transforming",
     "is_wrapped",
     "jvp_levels",
+    "level_of",
     "lower",
+    "rebatched",
     "rewrap",
+    "unbatched",
     "unwrap",
     "unwrap_above",
     "unwrap_dead",
@@ -90,6 +93,26 @@ def is_readable(x: torch.Tensor) -> bool:
     return True
 
 
+def unbatched(x: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Return a tensor with the batch of `is_grads_batched` in front, and the level of that batch.
+
+    The level is 0 where there is none. `torch.autograd.grad` batches by an older `vmap`, which
+    knows no custom rules.
+    """
+    if not _functorch.is_legacy_batchedtensor(x):
+        return x, 0
+    # threads of accelerators do not know how deep it is; then there is one
+    level = max(torch._C._vmapmode_increment_nesting() - 1, 1)
+    torch._C._vmapmode_decrement_nesting()
+    return torch._remove_batch_dim(x, level, 1, 0), level
+
+
+def rebatched(x: torch.Tensor, level: int) -> torch.Tensor:
+    """Return the tensor with its first dimension as the batch of a level."""
+    batched: torch.Tensor = torch._add_batch_dim(x, 0, level)
+    return batched
+
+
 def lower(tree: Any, guide: torch.Tensor) -> Any:
     """Return a tree of tensors underneath all transforms that wrap ``guide``.
 
@@ -116,6 +139,11 @@ def depth() -> int:
     """Return the level of the innermost transform at work, 0 outside of all."""
     level = _functorch.peek_interpreter_stack()
     return 0 if level is None else int(level.level())
+
+
+def level_of(x: torch.Tensor) -> int:
+    """Return the level of the transform that wraps the tensor, 0 or less if none does."""
+    return int(_functorch.maybe_get_level(x))
 
 
 def is_wrapped(x: torch.Tensor, *, above: int = 0) -> bool:

@@ -23,11 +23,11 @@ from torchopt_implicit._arguments import (
 )
 from torchopt_implicit._compiled import CompilerCache
 from torchopt_implicit._compiler import eager
-from torchopt_implicit._linear import ImplicitSolver
+from torchopt_implicit._implicit_solver import ImplicitSolver
 from torchopt_implicit._solution import implicit_solution
 from torchopt_implicit._tree import Layout
 from torchopt_implicit.differentiation import Differentiation, Implicit, Unrolled
-from torchopt_implicit.linear_solve import solve_normal_cg
+from torchopt_implicit.linear_solve import solve_auto
 
 __all__ = ["custom_fixed_point", "custom_root"]
 
@@ -72,8 +72,9 @@ def custom_root(
             other arguments may be anything, and all of them is constant.
         has_aux: Whether the solver returns ``(x, aux)``; ``aux`` is passed on untouched.
         solve: Solves linear systems: a solver of :mod:`torchopt.linear_solve`, by default
-            :func:`~torchopt.linear_solve.solve_normal_cg`; where ``F`` is the gradient of a convex
-            function, ``solve_cg()`` takes half the time. Or any function ``(matvec, b) -> x``, of
+            :func:`~torchopt.linear_solve.solve_auto`, which factorizes up to 256 unknowns; where
+            ``F`` is the gradient of a convex function of more, ``solve_cg()`` takes half the time.
+            Or any function ``(matvec, b) -> x``, of
             trees like the solution, but with tuples of one in the place of a single tensor.
         differentiation: How, see :mod:`torchopt.diff.implicit.differentiation`: by default
             :class:`~torchopt_implicit.differentiation.Implicit`, the only one that uses ``solve``.
@@ -179,7 +180,7 @@ def _decorator(
     positions = check_argnums(argnums)
     strategy = Implicit() if differentiation is None else differentiation
     check_differentiation(strategy, solve)
-    solve = strategy.linear_solver(solve_normal_cg() if solve is None else solve)
+    solve = strategy.linear_solver(solve_auto() if solve is None else solve)
     accepts = keyword_filter(residual_fn)
 
     def decorate(solver: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ from torchopt_implicit._capture import Captured, capture, has_derivatives, pure,
 from torchopt_implicit._compiled import Compiler, CompilerCache
 from torchopt_implicit._context import Surroundings
 from torchopt_implicit._functorch import is_differentiating, is_forward_mode, is_transforming
-from torchopt_implicit._linear import ImplicitSolver
+from torchopt_implicit._implicit_solver import ImplicitSolver
 from torchopt_implicit._system import Recorded, System, Tensors
 from torchopt_implicit._tree import Layout
 
@@ -144,7 +144,9 @@ def build_system(
         count = len(tensors)
 
         def lifted(vector: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
-            function = substitute(residual, found, tensors[count:])
+            function = substitute(
+                residual, found, tensors[count:], is_transformed=captured.is_transformed
+            )
             return function(vector, *tensors[:count])  # type: ignore[no-any-return]
 
         chosen = [*chosen, *variable]

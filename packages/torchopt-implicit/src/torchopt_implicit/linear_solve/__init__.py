@@ -1,6 +1,7 @@
 """Solvers of linear systems on trees: each takes options and returns ``(A, b) -> x``."""
 
-from torchopt_implicit.linear_solve._base import LinearSolver
+from torchopt_implicit.linear_solve._base import Factorization, LinearSolver
+from torchopt_implicit.linear_solve.auto import Automatic, solve_auto
 from torchopt_implicit.linear_solve.bicgstab import BiCGSTAB, solve_bicgstab
 from torchopt_implicit.linear_solve.cg import CG, solve_cg
 from torchopt_implicit.linear_solve.cholesky import Cholesky, solve_cholesky
@@ -14,12 +15,15 @@ __all__ = [
     "CG",
     "GMRES",
     "LU",
+    "Automatic",
     "BiCGSTAB",
     "Cholesky",
+    "Factorization",
     "LeastSquares",
     "LinearSolver",
     "Neumann",
     "NormalCG",
+    "solve_auto",
     "solve_bicgstab",
     "solve_cg",
     "solve_cholesky",

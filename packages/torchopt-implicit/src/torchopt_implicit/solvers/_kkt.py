@@ -10,7 +10,7 @@ import torch
 from torchopt_implicit._functorch import lower, unwrap
 from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._status import Info, Status
-from torchopt_implicit.linear_solve import LinearSolver
+from torchopt_implicit.linear_solve import Factorization, LinearSolver
 
 __all__ = ["Data", "Factors", "KKTSolver", "Solved", "factorize", "times"]
 
@@ -176,18 +176,27 @@ class KKTSolver(LinearSolver):
         return cls(native=native, solved=lower(solved, solved.s), tolerance=tolerance, throw=throw)
 
     def run(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:
-        return self.run_factorized(self.factorize(A, b.shape[:-1]), A, b, transposed=False)
+        return self.factorize(A, b.shape[:-1]).solve(A, b)
 
-    def factorize(self, A: LinearOperator, batch: torch.Size) -> Solved:
-        return self.solved
+    def factorize(self, A: LinearOperator, batch: torch.Size) -> Factorization:
+        return _Factorized(self, is_transposed=True)
 
-    def run_factorized(
-        self, factors: Solved, A: LinearOperator, b: torch.Tensor, *, transposed: bool
-    ) -> tuple[torch.Tensor, Info]:
+
+@dataclasses.dataclass(frozen=True)
+class _Factorized(Factorization):
+    solver: KKTSolver
+    is_transposed: bool  # whether the operator is the transpose of J, as implicit derivatives ask
+
+    @property
+    def T(self) -> Factorization:
+        return dataclasses.replace(self, is_transposed=not self.is_transposed)
+
+    def solve(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:
+        factors = self.solver.solved
         lam, s, kkt = factors
         active = kkt.exact | (lam > s)
         u, t, v = self._split(b.to(lam.dtype), factors)
-        if not transposed:  # the operator of an implicit derivative is the transpose of J
+        if self.is_transposed:
             z, scaled, nu = kkt.solve(u, kkt.weights * t, v, refinements=REFINEMENTS)
             middle = _divide(
                 torch.where(active, scaled, times(kkt.data.G, z) - t), torch.where(active, lam, s)
@@ -199,7 +208,7 @@ class KKTSolver(LinearSolver):
         residual = torch.linalg.vector_norm(A.matvec(x) - b, dim=-1)
         size = torch.linalg.vector_norm(b, dim=-1)
         status = torch.where(
-            residual <= self.tolerance * size, int(Status.CONVERGED), int(Status.BREAKDOWN)
+            residual <= self.solver.tolerance * size, int(Status.CONVERGED), int(Status.BREAKDOWN)
         )
         status = torch.where(torch.isfinite(size), status, int(Status.NOT_FINITE))
         return x, Info(torch.zeros_like(status), residual, status)
@@ -207,15 +216,15 @@ class KKTSolver(LinearSolver):
     def _split(self, b: torch.Tensor, solved: Solved) -> list[torch.Tensor]:
         kkt = solved.factors
         widths = (kkt.hessian.shape[-1], kkt.weights.shape[-1], kkt.schur.shape[-1])
-        count = self.native.numel()
+        count = self.solver.native.numel()
         parts = torch.split(b, [count * width for width in widths], dim=-1)
         return [
-            part.reshape(*b.shape[:-1], *self.native, width)
+            part.reshape(*b.shape[:-1], *self.solver.native, width)
             for part, width in zip(parts, widths, strict=True)
         ]
 
     def _join(self, parts: tuple[torch.Tensor, ...], b: torch.Tensor) -> torch.Tensor:
-        count = self.native.numel()
+        count = self.solver.native.numel()
         return torch.cat(
             [part.reshape(*b.shape[:-1], count * part.shape[-1]) for part in parts], dim=-1
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, final
 
@@ -11,10 +10,9 @@ import torch
 
 from torchopt_implicit import linear_solve
 from torchopt_implicit._functorch import unwrap
-from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._status import Info, Status, report
 from torchopt_implicit._tree import Layout
-from torchopt_implicit.solvers._loop import precise
+from torchopt_implicit.linear_solve._krylov import Krylov
 
 __all__ = [
     "LinearSolve",
@@ -34,9 +32,6 @@ __all__ = [
 Objective = Callable[..., torch.Tensor]
 #: ``(matvec, b) -> x``
 LinearSolve = Callable[..., Any]
-
-#: unknowns up to which a dense factorisation is cheaper than iterating
-DIRECT_SIZE = 256
 
 
 @final
@@ -232,28 +227,6 @@ def value_and_jacobian(
     return both
 
 
-def by_size(iterative: Callable[..., linear_solve.LinearSolver]) -> linear_solve.LinearSolver:
+def by_size(iterative: type[Krylov]) -> linear_solve.LinearSolver:
     """Return a linear solver that factorises small systems and iterates on large ones."""
-    return _BySize(direct=linear_solve.LU(), iterative=iterative)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _BySize(linear_solve.LinearSolver):
-    direct: linear_solve.LinearSolver
-    iterative: Callable[..., linear_solve.LinearSolver]
-
-    def _pick(self, A: LinearOperator) -> linear_solve.LinearSolver:
-        if A.domain.size <= DIRECT_SIZE:
-            return self.direct
-        return self.iterative(rtol=precise(A.domain.dtype))
-
-    def run(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:
-        return self._pick(A).run(A, b)
-
-    def factorize(self, A: LinearOperator, batch: torch.Size) -> Any:
-        return self._pick(A).factorize(A, batch)
-
-    def run_factorized(
-        self, factors: Any, A: LinearOperator, b: torch.Tensor, *, transposed: bool
-    ) -> tuple[torch.Tensor, Info]:
-        return self._pick(A).run_factorized(factors, A, b, transposed=transposed)
+    return linear_solve.solve_auto(iterative=iterative)
