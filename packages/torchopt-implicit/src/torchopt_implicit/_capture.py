@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from torchopt_implicit._functorch import (
+    age_of,
     depth,
     is_wrapped,
     level_of,
@@ -153,6 +154,10 @@ class _Pure(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if getattr(func, "__name__", "") == "__get__":
+            value = func(*args, **kwargs)
+            if not isinstance(value, torch.Tensor):  # a shape, a dtype: nothing is computed
+                return value
         if func in _NORMALIZATIONS:
             args, kwargs = self._without_statistics(func, args, kwargs)
         if self.copies:
@@ -207,6 +212,8 @@ class _Search(_Pure):
     def __init__(self, given: Any) -> None:
         super().__init__(given)
         self.level = depth()
+        with torch.enable_grad():
+            self.start = age_of(torch.zeros((), device="cpu", requires_grad=True).view(()))
         self.found: dict[int, torch.Tensor] = {}
         self.hidden: dict[int, torch.Tensor] = {}
         self.outside: dict[int, torch.Tensor] = {}
@@ -230,6 +237,8 @@ class _Search(_Pure):
         self.known[id(x)] = x
         # a transform inside of the function wraps what it is given
         base = unwrap_dead(unwrap_above(x, self.level))
+        if age_of(base) > self.start:  # computed unseen, as what torch.func.grad returns
+            return
         if id(base) in self.known and base is not x:
             self.is_transformed |= id(base) in into
         else:

@@ -124,6 +124,12 @@ def build_system(
         return System(bound, layout, differentiable, linear, is_affine=is_affine, compiler=compiler)
 
     system = equation(residual, tensors, chosen)
+    shapes = tuple((t.shape, t.dtype, t.requires_grad) for t in (x, *tensors))
+    key = (spec, layout, shapes, surroundings.autocast)
+    if cache is not None:
+        _check_hashable(template)
+        if (*key, *template) in cache.closed:
+            return system, tensors
     before = surroundings.random_state()
     captured, record = _examine(system, x, tensors)
     surroundings.replay_if_changed(before)
@@ -133,7 +139,13 @@ def build_system(
     found = tuple(x for x in captured.tensors if id(x) not in keys)
     variable = [True] * len(found)
     if cache is not None:
-        _check_compilable(surroundings, template, name)
+        if surroundings.random is not None:
+            raise ValueError(
+                f"`{name}` draws random numbers, which a compiled graph cannot repeat: use "
+                "Implicit(compiled=False)"
+            )
+        if not (captured.read or captured.hidden or captured.writes):
+            cache.closed.add((*key, *template))
         # all are inputs, since a compiled graph would have others as constants
         known = {id(x) for x in found}
         found = (*found, *(x for x in captured.read if id(x) not in known))
@@ -203,13 +215,8 @@ def _unseen(residual: torch.Tensor, known: Sequence[torch.Tensor]) -> Iterator[t
         nodes += [parent for parent, _ in node.next_functions]
 
 
-def _check_compilable(surroundings: Surroundings, template: Sequence[Any], name: str) -> None:
-    """Raise if compiled derivatives would be those of another equation on the next call."""
-    if surroundings.random is not None:
-        raise ValueError(
-            f"`{name}` draws random numbers, which a compiled graph cannot repeat: use "
-            "Implicit(compiled=False)"
-        )
+def _check_hashable(template: Sequence[Any]) -> None:
+    """Raise if what is compiled cannot be told from what other arguments would need."""
     try:
         hash(tuple(template))
     except TypeError as error:
