@@ -198,5 +198,20 @@ def test_wrong_arguments_are_named(
         call()
 
 
+def test_what_cannot_be_compiled_is_an_error() -> None:
+    def noisy(x: torch.Tensor, a: torch.Tensor, other: Any) -> torch.Tensor:
+        return x - a * torch.rand(())
+
+    a = torch.ones((), requires_grad=True)
+    compiled = Implicit(compiled=True)
+    solver = custom_root(noisy, argnums=1, differentiation=compiled)(lambda x, a, other: a)
+    with pytest.raises(ValueError, match="draws random numbers"):
+        solver(None, a, 1)
+    decorate = custom_root(lambda x, a, other: x - a, argnums=1, differentiation=compiled)
+    solver = decorate(lambda x, a, other: a)
+    with pytest.raises(TypeError, match="must be hashable"):
+        solver(None, a, {1, 2})
+
+
 def test_the_front_door_has_the_same_module() -> None:
     assert torchopt.diff.implicit.differentiation is ways

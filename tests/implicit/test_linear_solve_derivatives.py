@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from torchopt_implicit import FailedSolveWarning
+from torchopt_implicit import FailedSolveWarning, custom_root
 from torchopt_implicit.linalg import LinearOperator, cg, ns
 from torchopt_implicit.linear_solve import (
     solve_auto,
@@ -182,6 +182,23 @@ def test_batched_gradients(name: str) -> None:
     results = []
     for x in (SOLVERS[name]()(lambda v: 2 * v + R @ (R.T @ v), b), dense(R, b)):
         results.append(torch.autograd.grad(x, (R, b), cotangents, is_grads_batched=True))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("solve", [None, solve_cg(**TIGHT)], ids=["direct", "iterative"])
+def test_batched_gradients_of_implicit_functions(solve: Any) -> None:
+    @custom_root(lambda x, R, b: 2 * x + R @ (R.T @ x) - b, argnums=(1, 2), solve=solve)
+    def solver(init: None, R: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return dense(R, b)
+
+    R = (torch.randn(N, N) / 4).requires_grad_()
+    b = torch.randn(N, requires_grad=True)
+    options = {"is_grads_batched": True, "create_graph": True}
+    results = []
+    for x in (solver(None, R, b), dense(R, b)):
+        first = torch.autograd.grad(x, (R, b), torch.eye(N), **options)
+        second = torch.autograd.grad(first[0].square().sum(), (R, b))
+        results.append((first, second))
     torch.testing.assert_close(*results)
 
 

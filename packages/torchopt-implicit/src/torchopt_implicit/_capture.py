@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from torchopt_implicit._functorch import (
+    age_of,
     depth,
     is_wrapped,
     level_of,
@@ -39,12 +40,12 @@ class Captured(NamedTuple):
     hidden: Tensors
     #: whether the function calls `torch.autograd.grad`, and so needs graphs of what it computes
     differentiates: bool
-    #: whether the function hands any of them to a transform of `torch.func`
-    is_transformed: bool
     #: all that it has from elsewhere and does not write to
     read: Tensors
     #: whether it writes to what it has from elsewhere
     writes: bool
+    #: whether the function hands any of them to a transform of `torch.func`
+    is_transformed: bool
 
 
 def capture(function: Callable[..., Any], *examples: Any) -> Captured:
@@ -62,7 +63,7 @@ def capture(function: Callable[..., Any], *examples: Any) -> Captured:
     with first:
         function(*examples)
     if not (first.found or first.hidden):
-        return Captured((), (), first.differentiates, False, first.read, first.writes)
+        return Captured((), (), first.differentiates, first.read, first.writes, False)
     # what the function computes unseen by the mode is another tensor each time
     second = _Search(examples)
     with second:
@@ -71,9 +72,9 @@ def capture(function: Callable[..., Any], *examples: Any) -> Captured:
         tuple(x for key, x in first.found.items() if key in second.found),
         tuple(x for key, x in first.hidden.items() if key in second.hidden),
         first.differentiates,
-        first.is_transformed,
         tuple(x for x in first.read if id(x) in second.outside),
         first.writes,
+        first.is_transformed,
     )
 
 
@@ -153,6 +154,10 @@ class _Pure(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if getattr(func, "__name__", "") == "__get__":
+            value = func(*args, **kwargs)
+            if not isinstance(value, torch.Tensor):  # a shape, a dtype: nothing is computed
+                return value
         if func in _NORMALIZATIONS:
             args, kwargs = self._without_statistics(func, args, kwargs)
         if self.copies:
@@ -207,6 +212,8 @@ class _Search(_Pure):
     def __init__(self, given: Any) -> None:
         super().__init__(given)
         self.level = depth()
+        with torch.enable_grad():
+            self.start = age_of(torch.zeros((), device="cpu", requires_grad=True).view(()))
         self.found: dict[int, torch.Tensor] = {}
         self.hidden: dict[int, torch.Tensor] = {}
         self.outside: dict[int, torch.Tensor] = {}
@@ -230,13 +237,16 @@ class _Search(_Pure):
         self.known[id(x)] = x
         # a transform inside of the function wraps what it is given
         base = unwrap_dead(unwrap_above(x, self.level))
-        if base is not x and id(base) in self.known:
+        if age_of(base) > self.start:  # computed unseen, as what torch.func.grad returns
+            return
+        if id(base) in self.known and base is not x:
             self.is_transformed |= id(base) in into
         else:
             self.is_transformed |= base is not x and has_derivatives(base)
             self.known[id(base)] = base
             self.outside[id(base)] = base
             if has_derivatives(base):
+                self.is_transformed |= base is not x
                 into[id(base)] = base
 
     def _look_at_grad(

@@ -54,7 +54,7 @@ class Surroundings:
         """Return the function, evaluated in these surroundings."""
 
         def evaluate(*args: Any) -> Any:
-            self._check()
+            self.check()
             if self.random is None and self.autocast == self._autocast():
                 return function(*args)
             with self._restored():
@@ -82,7 +82,8 @@ class Surroundings:
                 self._set_random(self.random)
             yield
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise if what the function has from elsewhere is not what it was."""
         for x, version in self.watched:
             if x._version != version:
                 raise RuntimeError(

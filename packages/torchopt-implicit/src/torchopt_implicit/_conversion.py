@@ -9,6 +9,7 @@ import optree
 import torch
 
 from torchopt_implicit._operator import LinearOperator, shapes_of
+from torchopt_implicit._sparse import of_sparse
 from torchopt_implicit._tree import Layout, describe_path, leading_vmap
 
 __all__ = ["as_operator", "by_leaf"]
@@ -76,7 +77,7 @@ def _of_matrix(A: torch.Tensor, layout: Layout, *, square: bool) -> LinearOperat
         A = A if A.is_complex() else A.to(layout.dtypes[0])
     elif A.is_complex():
         raise ValueError("`b` must be complex where `A` is; convert it with b.to(A.dtype)")
-    operator = LinearOperator.from_matrix(A)
+    operator = LinearOperator.from_matrix(A) if A.layout is torch.strided else of_sparse(A)
     domain = layout if A.shape[1] == size else operator.domain
     return LinearOperator(operator.matvec, operator.rmatvec, domain, layout, tags=operator.tags)
 

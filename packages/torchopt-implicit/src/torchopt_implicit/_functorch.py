@@ -15,6 +15,7 @@ import torch
 from torch.autograd import forward_ad
 
 __all__ = [
+    "age_of",
     "depth",
     "innermost_is_jvp",
     "is_differentiating",
@@ -62,6 +63,12 @@ def jvp_levels() -> int:
 def is_forward_mode() -> bool:
     """Return whether a `torch.autograd.forward_ad.dual_level` is open."""
     return forward_ad._current_level >= 0
+
+
+def age_of(x: torch.Tensor) -> int:
+    """Return the number of the operation that made a tensor with a graph, -1 of one without."""
+    node = x.grad_fn
+    return -1 if node is None else node._sequence_nr()
 
 
 def unwrap(x: torch.Tensor) -> torch.Tensor:

@@ -50,11 +50,12 @@ class ImplicitSolver:
         sources = trace.tensors if system.is_affine else (trace.point, *trace.tensors)
         if kept is None or not kept.fits(sources):
             # of the transpose, whose matvecs are the cheaper ones here
-            factors = self.solve.factorize(A.T, trace.point.shape[:-1])
+            factors = self.solve.T.factorize(A.T, trace.point.shape[:-1])
             kept = None if factors is None else Kept(factors, sources)
             system.factors = kept
         if kept is None:
-            u, info = self.solve.run(operator, b)
+            method = self.solve.T if transposed else self.solve
+            u, info = method.run(operator, b)
         else:
             factors = kept.factors if transposed else kept.factors.T
             u, info = factors.solve(operator, b)

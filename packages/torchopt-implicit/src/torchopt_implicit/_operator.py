@@ -143,7 +143,7 @@ class LinearOperator:
         """Return the operator of a matrix ``(m, n)``, on vectors ``(n,)``.
 
         Args:
-            matrix: Dense, or sparse in rows (``torch.sparse_csr``).
+            matrix: Dense; for a sparse one, :func:`~torchopt_implicit.linalg.csr_operator`.
             symmetric: Whether it is its own transpose.
             positive_definite: Whether it is moreover positive definite.
             tags: What else is known of it.

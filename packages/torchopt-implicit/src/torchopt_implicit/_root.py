@@ -21,6 +21,7 @@ from torchopt_implicit._arguments import (
     keyword_filter,
     split_aux,
 )
+from torchopt_implicit._compiled import CompilerCache
 from torchopt_implicit._compiler import eager
 from torchopt_implicit._implicit_solver import ImplicitSolver
 from torchopt_implicit._solution import implicit_solution
@@ -188,6 +189,8 @@ def _decorator(
         check_range(positions, signature)
         title = getattr(solver, "__name__", type(solver).__name__)
         linear = None if solve is None else ImplicitSolver(solve, title)
+        is_compiled = isinstance(strategy, Implicit) and strategy.compiled
+        cache = CompilerCache() if is_compiled else None
 
         @eager
         @functools.wraps(solver)
@@ -210,13 +213,14 @@ def _decorator(
                 return result
             known = {key: value for key, value in kwargs.items() if accepts(key)}
             solution = implicit_solution(
-                lambda x, *rest: residual_fn(x, *rest, **known),
+                lambda x, *rest: residual_fn(x, *rest[:-1], **rest[-1]),
                 solution,
-                args[1:],
+                (*args[1:], known),
                 tuple(i - 1 for i in positions),
                 linear,
                 name=name,
                 namespace=namespace,
+                cache=cache,
             )
             return (solution, aux) if has_aux else solution
 

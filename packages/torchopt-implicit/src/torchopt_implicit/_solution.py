@@ -11,13 +11,17 @@ from torch import nn
 
 from torchopt_implicit._autograd import attach
 from torchopt_implicit._capture import Captured, capture, has_derivatives, pure, substitute
+from torchopt_implicit._compiled import Compiler, CompilerCache
 from torchopt_implicit._context import Surroundings
 from torchopt_implicit._functorch import is_differentiating, is_forward_mode, is_transforming
 from torchopt_implicit._implicit_solver import ImplicitSolver
-from torchopt_implicit._system import System, Tensors, Trace
+from torchopt_implicit._system import Recorded, System, Tensors
 from torchopt_implicit._tree import Layout
 
 __all__ = ["build_system", "implicit_solution", "unravel_solution"]
+
+#: the graph of a residual and its leaves; ``None`` where a transform is at work
+_Record = tuple[Recorded, Tensors] | None
 
 
 def implicit_solution(
@@ -29,6 +33,7 @@ def implicit_solution(
     *,
     name: str = "optimality_fn",
     namespace: str = "",
+    cache: CompilerCache | None = None,
 ) -> Any:
     """Return a solution with derivatives in arguments, and in what the function closes over.
 
@@ -40,13 +45,22 @@ def implicit_solution(
         linear: Solves linear systems; without it the solution is constant.
         name: What to call ``residual_fn`` in messages.
         namespace: In which optree looks for the types of nodes of trees.
+        cache: Where compiled derivatives are kept, if they are to be compiled.
     """
     layout = Layout.of(solution, "the solution", namespace=namespace)
     vector = layout.join(layout.flatten(solution, "the solution")).detach()
     is_differentiated = torch.is_grad_enabled() or is_differentiating() or is_forward_mode()
     if linear is not None and is_differentiated:
         system, tensors = build_system(
-            residual_fn, layout, vector, args, argnums, linear, name=name, namespace=namespace
+            residual_fn,
+            layout,
+            vector,
+            args,
+            argnums,
+            linear,
+            name=name,
+            namespace=namespace,
+            cache=cache,
         )
         if any(system.differentiable):
             vector = attach(system, vector, tensors)
@@ -69,6 +83,7 @@ def build_system(
     name: str,
     namespace: str,
     is_affine: bool = False,
+    cache: CompilerCache | None = None,
 ) -> tuple[System, Tensors]:
     """Return the equation between vectors, and all tensors that it depends on.
 
@@ -102,35 +117,60 @@ def build_system(
             for d, t in zip(chosen, tensors, strict=True)
         ]
         bound = surroundings.bind(function)
-        return System(bound, layout, differentiable, linear, is_affine=is_affine)
+        compiler = None
+        if cache is not None:
+            structure = (spec, tuple(template), layout, surroundings.autocast, len(tensors))
+            compiler = Compiler(cache, structure, surroundings.check)
+        return System(bound, layout, differentiable, linear, is_affine=is_affine, compiler=compiler)
 
     system = equation(residual, tensors, chosen)
+    shapes = tuple((t.shape, t.dtype, t.requires_grad) for t in (x, *tensors))
+    key = (spec, layout, shapes, surroundings.autocast)
+    if cache is not None:
+        _check_hashable(template)
+        if (*key, *template) in cache.closed:
+            return system, tensors
     before = surroundings.random_state()
-    captured, trace = _examine(system, x, tensors)
+    captured, record = _examine(system, x, tensors)
     surroundings.replay_if_changed(before)
     surroundings.watch(captured.read)
     frozen = [p for module in _modules(constant) for p in module.parameters()]
     keys = {id(p) for p in frozen}
     found = tuple(x for x in captured.tensors if id(x) not in keys)
+    variable = [True] * len(found)
+    if cache is not None:
+        if surroundings.random is not None:
+            raise ValueError(
+                f"`{name}` draws random numbers, which a compiled graph cannot repeat: use "
+                "Implicit(compiled=False)"
+            )
+        if not (captured.read or captured.hidden or captured.writes):
+            cache.closed.add((*key, *template))
+        # all are inputs, since a compiled graph would have others as constants
+        known = {id(x) for x in found}
+        found = (*found, *(x for x in captured.read if id(x) not in known))
+        variable += [False] * (len(found) - len(variable))
     if captured.writes:
         residual = pure(residual)
     if captured.writes or found:
         count = len(tensors)
 
         def lifted(vector: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
-            function = substitute(residual, found, tensors[count:])
+            function = substitute(
+                residual, found, tensors[count:], is_transformed=captured.is_transformed
+            )
             return function(vector, *tensors[:count])  # type: ignore[no-any-return]
 
-        chosen = [*chosen, *(True for _ in found)]
+        chosen = [*chosen, *variable]
         tensors = (*tensors, *found)
         system = equation(lifted, tensors, chosen)
-        trace = None if trace is None else system.trace(x, tensors)
+        record = None if record is None else system.record(x, tensors)
     out_of_reach = captured.hidden
-    if trace is not None:
-        known = (trace.point, *trace.tensors, *frozen)
-        out_of_reach = (*out_of_reach, *_unseen(trace.residual, known))
-        if not is_affine:
-            system.keep(trace)
+    if record is not None:
+        graph, inputs = record
+        out_of_reach = (*out_of_reach, *_unseen(graph.residual, (graph.point, *inputs, *frozen)))
+        if not is_affine and cache is None:
+            system.keep(graph, inputs)
     if out_of_reach:
         which = _describe(residual_fn, out_of_reach[0])
         raise RuntimeError(
@@ -141,12 +181,12 @@ def build_system(
     return system, tensors
 
 
-def _examine(system: System, x: torch.Tensor, tensors: Tensors) -> tuple[Captured, Trace | None]:
+def _examine(system: System, x: torch.Tensor, tensors: Tensors) -> tuple[Captured, _Record]:
     """Return what the function closes over, and its graph unless a transform is at work."""
-    traces: list[Trace] = []
+    records: list[_Record] = [None]
 
-    def trace(x: torch.Tensor, *tensors: torch.Tensor) -> None:
-        traces.append(system.trace(x, tensors))
+    def record(x: torch.Tensor, *tensors: torch.Tensor) -> None:
+        records.append(system.record(x, tensors))
 
     def transform(x: torch.Tensor, *tensors: torch.Tensor) -> None:
         # differentiated in x, too, so that the function may use torch.autograd.grad
@@ -154,9 +194,8 @@ def _examine(system: System, x: torch.Tensor, tensors: Tensors) -> tuple[Capture
 
     # others than those that the function may close over, too; and values are enough
     given = [t.detach() for t in tensors]
-    if is_transforming():
-        return capture(transform, x, *given), None
-    return capture(trace, x, *given), traces[-1]
+    captured = capture(transform if is_transforming() else record, x, *given)
+    return captured, records[-1]
 
 
 def _unseen(residual: torch.Tensor, known: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -174,6 +213,17 @@ def _unseen(residual: torch.Tensor, known: Sequence[torch.Tensor]) -> Iterator[t
         if isinstance(leaf, torch.Tensor):
             yield leaf
         nodes += [parent for parent, _ in node.next_functions]
+
+
+def _check_hashable(template: Sequence[Any]) -> None:
+    """Raise if what is compiled cannot be told from what other arguments would need."""
+    try:
+        hash(tuple(template))
+    except TypeError as error:
+        raise TypeError(
+            "with compiled=True, arguments that are no tensors are part of what is compiled, and "
+            f"must be hashable: {error}"
+        ) from None
 
 
 def _describe(function: Any, tensor: torch.Tensor) -> str:

@@ -64,9 +64,18 @@ class Implicit(Differentiation):
 
     Each derivative costs one linear solve, by the ``solve`` of whatever is decorated.
 
+    Args:
+        compiled: Whether products with :math:`A` are compiled, False by default. It takes seconds
+            at the first derivative and for each new set of shapes, and a compiler for C++ or CUDA;
+            then each product takes a fraction of the time. The equation must do without Python's
+            control flow on values and without random numbers. Tensors that it closes over are
+            inputs; other values that it has from elsewhere are constants of the first call.
+
     Reference:
         Blondel et al., Efficient and modular implicit differentiation, NeurIPS 2022.
     """
+
+    compiled: bool = False
 
     def linear_solver(self, solve: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         return solve

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeGuard
 
 import torch
 
+from torchopt_implicit._compiler import eager
 from torchopt_implicit._conversion import as_operator
 from torchopt_implicit._functorch import is_readable, unwrap
 from torchopt_implicit._operator import LinearOperator
@@ -45,6 +46,7 @@ class LinearSolver(abc.ABC):
     #: whether a failed solve raises :class:`~torchopt_implicit.FailedSolveError`, not warns
     throw: bool = False
 
+    @eager
     def __call__(self, A: Any = None, b: Any = None, *, matvec: Any = None) -> Any:
         if (A is None) is (matvec is None) or b is None:
             got = [name for name, x in (("A", A), ("matvec", matvec), ("b", b)) if x is not None]
@@ -58,6 +60,7 @@ class LinearSolver(abc.ABC):
         report(_plain(info), f"The linear solve by {type(self).__name__}", throw=self.throw)
         return x
 
+    @eager
     def solve(self, A: Any, b: Any) -> tuple[Any, Info]:
         """Return the solution, shaped like ``b``, and what became of the solve.
 
@@ -76,6 +79,11 @@ class LinearSolver(abc.ABC):
     def solve_vector(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:
         """Solve for a vector ``(n,)``, with derivatives: by a :meth:`run` that has them."""
         return self.run(A, b)
+
+    @property
+    def T(self) -> LinearSolver:
+        """The method for the transpose of the operator that this one is for."""
+        return self
 
     @abc.abstractmethod
     def run(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:

@@ -19,7 +19,7 @@ from torchopt_implicit.linear_solve._base import (
     working_dtype,
 )
 
-__all__ = ["Decomposition", "DirectSolver", "as_columns", "dense"]
+__all__ = ["Decomposition", "Direct", "DirectSolver", "as_columns", "dense"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class DirectSolver(LinearSolver):
             eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
             matrix = matrix + self.ridge * eye
         size = scaled_norm(matrix.detach().flatten(-2)).reshape(*matrix.shape[:-2], 1)
-        return _Direct(self.decompose(matrix), size, len(batch), self.ridge)
+        return Direct(self.decompose(matrix), size, len(batch), self.ridge)
 
 
 class Decomposition(abc.ABC):
@@ -62,7 +62,9 @@ class Decomposition(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Direct(Factorization):
+class Direct(Factorization):
+    """A decomposition together with a verdict on what it gives."""
+
     decomposition: Decomposition
     size: torch.Tensor  # the Frobenius norms, (*batch, 1)
     batch_ndim: int

@@ -58,6 +58,10 @@ def ratio(x: torch.Tensor, y: torch.Tensor, where: torch.Tensor) -> torch.Tensor
     return torch.where(where, x / y, 0)
 
 
+class _Transposed(NamedTuple):
+    original: Any
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Krylov(LinearSolver):
     """An iterative method: a :meth:`cycle` of iterations, run until the true residual is small.
@@ -116,8 +120,19 @@ class Krylov(LinearSolver):
             return self, A, b
         return dataclasses.replace(self, ridge=None), A.shifted(self.ridge), b
 
+    @property
+    def T(self) -> Krylov:
+        if self.M is None:
+            return self
+        is_transposed = isinstance(self.M, _Transposed)
+        return dataclasses.replace(
+            self, M=self.M.original if is_transposed else _Transposed(self.M)
+        )
+
     def preconditioner(self, layout: Any) -> LinearOperator | None:
         """Return the approximate inverse on vectors of a layout."""
+        if isinstance(self.M, _Transposed):
+            return as_operator(self.M.original, layout).T
         return None if self.M is None else as_operator(self.M, layout)
 
     def start(self, b: torch.Tensor, M: FlatMap | None) -> torch.Tensor | None:

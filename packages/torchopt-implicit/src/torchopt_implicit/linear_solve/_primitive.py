@@ -7,7 +7,7 @@ the linear equation :math:`A x - b = 0`, so that each derivative is another solv
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
@@ -17,11 +17,9 @@ from torchopt_implicit._functorch import is_forward_mode, is_transforming, is_wr
 from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._status import Info, Status, report
 from torchopt_implicit._system import System, Tensors, Trace
+from torchopt_implicit._tree import Layout
 
-if TYPE_CHECKING:
-    from torchopt_implicit.linear_solve._krylov import Krylov
-
-__all__ = ["solve_by_iteration"]
+__all__ = ["Method", "solve_by_iteration"]
 
 HIDDEN = (
     "the operator of a linear solve differentiates, by `torch.autograd.grad` with "
@@ -31,8 +29,55 @@ HIDDEN = (
 )
 
 
+class Method(Protocol):
+    """A way to solve ``A x = b`` that is not differentiated."""
+
+    @property
+    def presumes_symmetry(self) -> bool:
+        """Whether it takes the operator to be symmetric, and so its own transpose."""
+        ...
+
+    @property
+    def init(self) -> Any:
+        """The tree to start from, if any."""
+        ...
+
+    @property
+    def throw(self) -> bool:
+        """Whether a failure raises."""
+        ...
+
+    def posed(
+        self, A: LinearOperator, b: torch.Tensor
+    ) -> tuple[Method, LinearOperator, torch.Tensor]:
+        """Return the method, the operator and the right-hand side of a problem with its ridge."""
+        ...
+
+    def preconditioner(self, layout: Layout) -> LinearOperator | None:
+        """Return the approximate inverse on vectors of a layout."""
+        ...
+
+    def for_derivatives(self, dtype: torch.dtype) -> Method:
+        """Return the method for the solves of derivatives."""
+        ...
+
+    def run(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:
+        """Solve for vectors, as posed."""
+        ...
+
+    def iterate(
+        self,
+        A: LinearOperator,
+        M: LinearOperator | None,
+        b: torch.Tensor,
+        init: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, Info]:
+        """Solve for vectors ``(*batch, n)``, the ridge in the operator."""
+        ...
+
+
 def solve_by_iteration(
-    method: Krylov, A: LinearOperator, b: torch.Tensor
+    method: Method, A: LinearOperator, b: torch.Tensor
 ) -> tuple[torch.Tensor, Info]:
     """Solve for a vector ``b``, with derivatives.
 
@@ -130,7 +175,7 @@ def _is_same_memory(s: torch.Tensor, t: torch.Tensor) -> bool:
 class _Problem:
     """A linear system, solved by iteration below all transforms."""
 
-    def __init__(self, original: Krylov, method: Krylov, family: _Family) -> None:
+    def __init__(self, original: Method, method: Method, family: _Family) -> None:
         self.original = original
         self.method = method
         self.family = family

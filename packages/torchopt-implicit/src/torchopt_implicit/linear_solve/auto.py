@@ -9,17 +9,20 @@ import torch
 
 from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._status import Info
+from torchopt_implicit._tags import Tag
 from torchopt_implicit.linear_solve._base import Factorization, LinearSolver
 from torchopt_implicit.linear_solve._krylov import Krylov
 from torchopt_implicit.linear_solve.cg import CG
 from torchopt_implicit.linear_solve.cholesky import Cholesky
 from torchopt_implicit.linear_solve.lu import LU
 from torchopt_implicit.linear_solve.normal_cg import NormalCG
+from torchopt_implicit.linear_solve.structured import Diagonal, Triangular, Tridiagonal
 
 __all__ = ["Automatic", "solve_auto"]
 
 #: unknowns up to which a dense factorization is cheaper than iterating
 DIRECT_SIZE = 256
+TRIANGULAR = Tag.LOWER_TRIANGULAR | Tag.UPPER_TRIANGULAR
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,12 @@ class Automatic(LinearSolver):
 
     def pick(self, A: LinearOperator) -> LinearSolver:
         """Return the solver for an operator."""
+        if Tag.DIAGONAL in A.tags:
+            return Diagonal()
+        if Tag.TRIDIAGONAL in A.tags and A.positive_definite:
+            return Tridiagonal()
+        if A.domain.size <= DIRECT_SIZE and A.tags & TRIANGULAR:
+            return Triangular(lower=Tag.LOWER_TRIANGULAR in A.tags)
         if A.domain.size <= DIRECT_SIZE:
             return Cholesky() if A.positive_definite else LU()
         method = self.iterative or (self.definite if A.positive_definite else self.general)
@@ -52,7 +61,9 @@ class Automatic(LinearSolver):
 def solve_auto(*, iterative: type[Krylov] | None = None, throw: bool = False) -> Automatic:
     """Return a solver of :math:`A x = b` that chooses its method by the operator.
 
-    Up to 256 unknowns it factorizes the matrix, beyond it iterates:
+    By its tags, :func:`solve_diagonal`, :func:`solve_tridiagonal` (if also positive definite, since
+    it does not pivot) or, up to 256 unknowns, :func:`solve_triangular`. Without these it factorizes
+    the matrix up to 256 unknowns, and iterates beyond:
 
     - :func:`solve_cholesky` or :func:`solve_cg` where ``A`` is positive definite by its tags;
     - :func:`solve_lu` or :func:`solve_normal_cg` where nothing is known.

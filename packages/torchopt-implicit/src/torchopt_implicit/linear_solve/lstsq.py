@@ -103,6 +103,8 @@ def judge_least_squares(
     x: torch.Tensor,
     size: torch.Tensor,
     ridge: float | torch.Tensor | None,
+    *,
+    needs_solution: bool = False,
 ) -> Info:
     r"""Return a verdict by how small :math:`A^\top (b - A x) - \rho x` is.
 
@@ -112,6 +114,8 @@ def judge_least_squares(
         x: The solutions.
         size: A norm of ``A`` for each problem of the batch.
         ridge: :math:`\rho`.
+        needs_solution: Whether a solution that is not finite is a breakdown of the method, where
+            the problem is finite.
     """
     x, b = x.detach(), b.detach()
     residual = b - A.matvec(x)
@@ -122,7 +126,9 @@ def judge_least_squares(
     size = size.unsqueeze(-1) if b.ndim > 1 else size
     bound = torch.finfo(b.dtype).eps ** 0.5 * size * (size * scaled_norm(x) + known)
     status = torch.where(scaled_norm(slope) <= bound, Status.CONVERGED, Status.BREAKDOWN)
-    finite = torch.isfinite(known) & torch.isfinite(length) & torch.isfinite(size)
+    finite = torch.isfinite(known) & torch.isfinite(size)
+    if not needs_solution:
+        finite = finite & torch.isfinite(length)
     return make_info(0, length, torch.where(finite, status, Status.NOT_FINITE))
 
 
