@@ -16,6 +16,7 @@ from torchopt_implicit.solvers._projected_gradient import projected_gradient
 from torchopt_implicit.solvers._projections import project_ball, project_box, project_simplex
 from torchopt_implicit.solvers._qp import QPSolution, qp
 from torchopt_implicit.solvers._solver import Solver, SolverState
+from torchopt_implicit.solvers._stochastic import armijo_sgd, polyak_sgd
 
 __all__ = [
     "Method",
@@ -23,6 +24,7 @@ __all__ = [
     "Solver",
     "SolverState",
     "anderson",
+    "armijo_sgd",
     "bfgs",
     "bisection",
     "broyden",
@@ -33,6 +35,7 @@ __all__ = [
     "levenberg_marquardt",
     "newton",
     "nonlinear_cg",
+    "polyak_sgd",
     "project_ball",
     "project_box",
     "project_simplex",
