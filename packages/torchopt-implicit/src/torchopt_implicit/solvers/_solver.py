@@ -103,8 +103,8 @@ class Solver:
         >>> state = solver.init_state(torch.ones(3), a.detach())
         >>> while state.is_running:
         ...     state = solver.update(state, a.detach())
-        >>> state.solution, state.info.status.name
-        (tensor([2., 3., 5.]), 'CONVERGED')
+        >>> state.info.status.name, state.info.iterations
+        ('CONVERGED', 5)
     """
 
     def __init__(
