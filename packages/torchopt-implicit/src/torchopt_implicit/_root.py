@@ -67,7 +67,8 @@ def custom_root(
         optimality_fn: :math:`F`, called as ``optimality_fn(x, *args[1:])`` with the solver's
             arguments; returns a tree like ``x``. Where a function is minimized, its gradient.
         argnums: The positions of the solver's arguments to differentiate in: 1 or more, since 0 is
-            the initial guess, on which the solution does not depend. Each may be any tree with
+            the initial guess, on which the solution does not depend; none if only what
+            ``optimality_fn`` closes over is to be differentiated in. Each may be any tree with
             tensors or modules in it; what else is there is constant, integer tensors are, too. All
             other arguments may be anything, and all of them is constant.
         has_aux: Whether the solver returns ``(x, aux)``; ``aux`` is passed on untouched.

@@ -22,6 +22,7 @@ from torchopt_implicit.solvers._proximal_gradient import proximal_gradient
 from torchopt_implicit.solvers._qp import QPSolution, qp
 from torchopt_implicit.solvers._solver import Solver, SolverState
 from torchopt_implicit.solvers._sparse_qp import SparseQPSolution, sparse_qp
+from torchopt_implicit.solvers._stochastic import armijo_sgd, polyak_sgd
 
 __all__ = [
     "Method",
@@ -30,6 +31,7 @@ __all__ = [
     "SolverState",
     "SparseQPSolution",
     "anderson",
+    "armijo_sgd",
     "bfgs",
     "bisection",
     "block_coordinate_descent",
@@ -43,6 +45,7 @@ __all__ = [
     "mirror_descent",
     "newton",
     "nonlinear_cg",
+    "polyak_sgd",
     "project_ball",
     "project_box",
     "project_simplex",

@@ -103,7 +103,7 @@ def dogleg(
         >>> def rosenbrock(x, b):
         ...     return torch.stack((1 - x[0], b * (x[1] - x[0] ** 2)))
         >>> dogleg(rosenbrock)(torch.tensor([-1.2, 1.0]), torch.tensor(10.0))
-        tensor([1.0000, 1.0000])
+        tensor([1., 1.])
 
     References:
         J. Nocedal, S. J. Wright: Numerical Optimization (2006), section 4.1 and algorithm 4.1.

@@ -33,6 +33,9 @@ POLISHES = 2
 INFEASIBLE = 1e-4
 #: likewise of unboundedness: it then excludes all multipliers, and minimizers, below the inverse
 UNBOUNDED = 1e-8
+#: iterations at which a certificate has to hold, or half as many where none can follow: near a
+#: start far from the solution one may hold until the iterate has grown as large as feasible points
+HOLD = 4
 
 
 class State(NamedTuple):
@@ -47,6 +50,9 @@ class State(NamedTuple):
     equality: torch.Tensor
     error: torch.Tensor
     failure: torch.Tensor
+    # the status of which there was a certificate last, and at how many iterates
+    claim: torch.Tensor
+    held: torch.Tensor
     # taken so far
     steps: torch.Tensor
 
@@ -178,10 +184,11 @@ def _measure(
     descent = -_dot(data.q, z)
     ray = functools.reduce(torch.maximum, (_largest(Qz), _largest(Az), _largest(Gz.clamp_min(0))))
     unbounded = (descent > 0) & (ray <= UNBOUNDED * descent)
-    failure = torch.where(unbounded, int(Status.UNBOUNDED), int(Status.CONVERGED))
-    failure = torch.where(infeasible, int(Status.INFEASIBLE), failure)
-    steps = torch.zeros_like(failure)
-    return State(z, lam, nu, s, dual, primal, equality, error, failure, steps)
+    claim = torch.where(unbounded, int(Status.UNBOUNDED), int(Status.CONVERGED))
+    claim = torch.where(infeasible, int(Status.INFEASIBLE), claim)
+    none = torch.zeros_like(claim)
+    held = (claim != none).long()
+    return State(z, lam, nu, s, dual, primal, equality, error, none, claim, held, none)
 
 
 def _longest(x: torch.Tensor, dx: torch.Tensor) -> torch.Tensor:
@@ -226,9 +233,13 @@ def _step(data: Data, refinements: int, maxiter: int, state: State) -> State:
     steps = state.steps + 1
     failure = torch.where(steps >= maxiter, int(Status.ITERATION_LIMIT), int(Status.CONVERGED))
     failure = torch.where(stuck, int(Status.STAGNATED), failure)
-    failure = torch.where(new.failure == Status.CONVERGED, failure, new.failure)
-    new = new._replace(failure=failure, steps=steps)
+    claim = torch.where(new.claim == Status.CONVERGED, state.claim, new.claim)
+    held = torch.where(claim == state.claim, state.held, 0) + new.held
+    proven = (held >= HOLD) | (stuck & (2 * held >= HOLD))
+    failure = torch.where(proven, claim, failure)
+    new = new._replace(failure=failure, claim=claim, held=held, steps=steps)
     # of a step that failed only the verdict is kept
     kept: State = select(~broken, new, state)
-    failure = torch.where(broken, int(Status.BREAKDOWN), kept.failure)
+    ending = torch.where(2 * state.held >= HOLD, state.claim, int(Status.BREAKDOWN))
+    failure = torch.where(broken, ending, kept.failure)
     return kept._replace(failure=failure)

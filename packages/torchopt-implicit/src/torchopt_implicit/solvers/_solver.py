@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, final
 
 import optree
@@ -102,8 +103,8 @@ class Solver:
         >>> state = solver.init_state(torch.ones(3), a.detach())
         >>> while state.is_running:
         ...     state = solver.update(state, a.detach())
-        >>> state.solution, state.info.status.name
-        (tensor([2., 3., 5.]), 'CONVERGED')
+        >>> state.info.status.name, state.info.iterations
+        ('CONVERGED', 5)
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class Solver:
         start: Callable[[Any], tuple[Layout, torch.Tensor]] | None = None,
         default_tol: Callable[[float], float] = precise,
         absolute: bool = False,
+        takes_batches: bool = False,
     ) -> None:
         """Combine a method, its stopping test, and the derivative of what it finds.
 
@@ -138,6 +140,8 @@ class Solver:
                 solution.
             default_tol: The tolerance for the precision of the unknowns, where none is given.
             absolute: Whether the tolerance is the error to reach itself.
+            takes_batches: Whether the method may go on from a state of a problem with other
+                arguments, so that :meth:`run_iterator` makes sense.
         """
         self.name = name
         self._bind = bind
@@ -149,6 +153,7 @@ class Solver:
         self._start = _start if start is None else start
         self._default_tol = default_tol
         self._absolute = absolute
+        self._takes_batches = takes_batches
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name})"
@@ -195,6 +200,39 @@ class Solver:
         now = state.search
         now = advance(self._bind(layout, args).update, now, now.is_running)
         return SolverState(layout.unravel(now.state.x), now)
+
+    @eager
+    def run_iterator(self, init: Any, batches: Iterable[Any], *args: Any) -> SolverState:
+        """Return the state after one iteration on each batch of data.
+
+        The problem of an iteration has the arguments ``(*args, batch)``. Nothing ends the run but
+        the last batch, and a loss that is not finite. The result has no derivatives: give the
+        solution those of the problem on all data by :meth:`attach`.
+
+        Args:
+            init: Where to start, as for a call, or a state to go on from.
+            batches: Of data, any trees.
+            *args: The other arguments of the problem.
+
+        Raises:
+            TypeError: If the method needs the same problem in each iteration.
+            ValueError: If there is no batch.
+        """
+        if not self._takes_batches:
+            raise TypeError(
+                f"{self.name} needs the same problem in each iteration: use armijo_sgd or "
+                "polyak_sgd for batches of data"
+            )
+        state = init if isinstance(init, SolverState) else None
+        with torch.no_grad():
+            for batch in batches:
+                data = detach((*args, batch))
+                state = self.init_state(init, *data) if state is None else state
+                now = state.search._replace(target=-math.inf)
+                state = self.update(state._replace(search=now), *data)
+        if state is None:
+            raise ValueError("`batches` must have at least one batch")
+        return state
 
     @eager
     def attach(self, solution: Any, *args: Any) -> Any:
