@@ -353,3 +353,21 @@ def test_nothing_is_kept_alive_after_a_solve() -> None:
         assert solve(batched=True)() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.compile
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler asks
+def test_the_compiler_compiles_around_a_solver() -> None:
+    theta = torch.tensor(2.0, requires_grad=True)
+    solver = custom_root(lambda x, a: x**2 - a * theta, argnums=1, solve=solve_lu())(
+        lambda init, a: (a * theta).sqrt()
+    )
+
+    def f(a: torch.Tensor) -> torch.Tensor:
+        return (solver(None, a * 2) * 3).sum()
+
+    a = torch.ones(2, requires_grad=True)
+    expected = torch.autograd.grad(f(a), (a, theta))
+    computed = torch.autograd.grad(torch.compile(f, backend="eager")(a), (a, theta))
+    torch.testing.assert_close(computed, expected)
