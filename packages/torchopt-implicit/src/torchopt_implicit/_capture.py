@@ -242,7 +242,6 @@ class _Search(_Pure):
         if id(base) in self.known and base is not x:
             self.is_transformed |= id(base) in into
         else:
-            self.is_transformed |= base is not x and has_derivatives(base)
             self.known[id(base)] = base
             self.outside[id(base)] = base
             if has_derivatives(base):
