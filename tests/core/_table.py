@@ -312,6 +312,18 @@ class MuonOfTorch(torch.optim.Optimizer):
             part.step()
 
 
+class NAdamOfTorch(torch.optim.NAdam):
+    """torch's NAdam, with the product of the momenta in double precision."""
+
+    def step(self) -> None:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            super().step()
+        finally:
+            torch.set_default_dtype(before)
+
+
 def bare_or_rest(params: Any) -> Any:
     """Labels: matrices and vectors, and scalars."""
     return optree.tree_map(
@@ -374,6 +386,7 @@ RADAM = Family(torchopt.radam, torchopt.RAdam, torchopt.MetaRAdam, torch.optim.R
 RMSPROP = Family(torchopt.rmsprop, torchopt.RMSprop, torchopt.MetaRMSprop, torch.optim.RMSprop)
 
 LION = Family(torchopt.lion, torchopt.Lion, torchopt.MetaLion, TextbookLion)
+NADAM = Family(torchopt.nadam, torchopt.NAdam, torchopt.MetaNAdam, NAdamOfTorch)
 MUON = Family(
     torchopt.muon,
     lambda params, **kwargs: torchopt.Optimizer(params, torchopt.muon(**kwargs)),  # batches, too
@@ -491,6 +504,11 @@ CASES_OF_CORE = [
     _row("radam-decoupled", RADAM, decoupled_weight_decay=True, weight_decay=0.5),
     _row("lion", LION, TextbookLion, betas=(0.8, 0.95)),
     _row("lion-decay", LION, TextbookLion, betas=(0.8, 0.95), weight_decay=0.5, maximize=True),
+]
+CASES_OF_CORE += [
+    _row("nadam", NADAM),
+    _row("nadam-decay", NADAM, betas=(0.7, 0.95), eps=1e-3, weight_decay=0.1, momentum_decay=0.1),
+    _row("nadam-decoupled", NADAM, decoupled_weight_decay=True, weight_decay=0.5, maximize=True),
 ]
 # of other kinds
 CASES_OF_KINDS = [

@@ -9,6 +9,7 @@ from torchopt.optim.lbfgs import lbfgs
 from torchopt.optim.lion import lion
 from torchopt.optim.lookahead import lookahead
 from torchopt.optim.muon import muon
+from torchopt.optim.nadam import nadam
 from torchopt.optim.prodigy import prodigy
 from torchopt.optim.radam import radam
 from torchopt.optim.rmsprop import rmsprop
@@ -27,6 +28,7 @@ __all__ = [
     "lion",
     "lookahead",
     "muon",
+    "nadam",
     "prodigy",
     "radam",
     "rmsprop",

@@ -12,6 +12,7 @@ from torchopt.optim.lbfgs import LBFGS
 from torchopt.optim.lion import Lion
 from torchopt.optim.lookahead import Lookahead
 from torchopt.optim.muon import Muon
+from torchopt.optim.nadam import NAdam
 from torchopt.optim.prodigy import Prodigy
 from torchopt.optim.radam import RAdam
 from torchopt.optim.rmsprop import RMSProp, RMSprop
@@ -36,6 +37,7 @@ __all__ = [
     "Lion",
     "Lookahead",
     "Muon",
+    "NAdam",
     "Optimizer",
     "Prodigy",
     "RAdam",

@@ -688,6 +688,39 @@ class MetaMuon(DerivedMetaOptimizer):
             RuntimeError: In a step, if a parameter is complex.
         """
 
+class MetaNAdam(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 0.002,
+        betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        momentum_decay: Scalar = 0.004,
+        decoupled_weight_decay: bool = False,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable NAdam on a module; see :func:`nadam`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+                A dict gives every parameter its own, by name.
+            betas: Decays :math:`(\beta_1, \beta_2)` of the moments, in [0, 1).
+            eps: :math:`\epsilon \ge 0`.
+            weight_decay: :math:`\lambda`.
+            momentum_decay: :math:`\psi \ge 0`, by which the momentum warms up.
+            decoupled_weight_decay: Whether the weight decay bypasses the moments, as in AdamW.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
+        """
+
 class MetaProdigy(DerivedMetaOptimizer):
     def __init__(
         self,
@@ -932,6 +965,48 @@ class Muon(DerivedOptimizer):
             ValueError: If a number is outside of its range, or a parameter has fewer than two
                 dimensions.
             RuntimeError: In a step, if a parameter is complex.
+        """
+
+class NAdam(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 0.002,
+        betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        momentum_decay: Scalar = 0.004,
+        decoupled_weight_decay: bool = False,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""NAdam as a :class:`torch.optim.Optimizer`; see :func:`nadam`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+            betas: Decays :math:`(\beta_1, \beta_2)` of the moments, in [0, 1).
+            eps: :math:`\epsilon \ge 0`.
+            weight_decay: :math:`\lambda`.
+            momentum_decay: :math:`\psi \ge 0`, by which the momentum warms up.
+            decoupled_weight_decay: Whether the weight decay bypasses the moments, as in AdamW.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
         """
 
 class Prodigy(DerivedOptimizer):

@@ -10,6 +10,7 @@ from torchopt.optim.lbfgs import MetaLBFGS
 from torchopt.optim.lion import MetaLion
 from torchopt.optim.lookahead import MetaLookahead
 from torchopt.optim.muon import MetaMuon
+from torchopt.optim.nadam import MetaNAdam
 from torchopt.optim.prodigy import MetaProdigy
 from torchopt.optim.radam import MetaRAdam
 from torchopt.optim.rmsprop import MetaRMSProp, MetaRMSprop
@@ -31,6 +32,7 @@ __all__ = [
     "MetaLion",
     "MetaLookahead",
     "MetaMuon",
+    "MetaNAdam",
     "MetaOptimizer",
     "MetaProdigy",
     "MetaRAdam",

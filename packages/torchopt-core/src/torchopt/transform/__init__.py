@@ -28,6 +28,7 @@ from torchopt.optim.adagrad import scale_by_rss
 from torchopt.optim.adam import scale_by_adam
 from torchopt.optim.adamax import scale_by_adamax
 from torchopt.optim.lion import scale_by_lion
+from torchopt.optim.nadam import scale_by_nadam
 from torchopt.optim.radam import scale_by_radam
 from torchopt.optim.rmsprop import scale_by_rms, scale_by_stddev
 from torchopt.optim.sgd import trace
@@ -52,6 +53,7 @@ __all__ = [
     "scale_by_adam",
     "scale_by_adamax",
     "scale_by_lion",
+    "scale_by_nadam",
     "scale_by_radam",
     "scale_by_rms",
     "scale_by_rss",
