@@ -41,7 +41,8 @@ class Case(NamedTuple):
     lr: float
     # what it takes: "real" numbers alone, a "matrix" for each leaf, all leaves as one ("joint"),
     # the "loss" at other parameters, "every" leaf in each step, leaves that are "filled"; it is
-    # "rough" if it computes in bfloat16, and "branches" on values
+    # "rough" if it computes in bfloat16, and "branches" on values; "one rate" serves all elements
+    # of a leaf; of the gradients it uses but the "signs"
     kind: frozenset[str] = frozenset()
 
     def make_params(self, dtype: torch.dtype = torch.float64) -> Tensors:
@@ -312,16 +313,19 @@ class MuonOfTorch(torch.optim.Optimizer):
             part.step()
 
 
-class NAdamOfTorch(torch.optim.NAdam):
-    """torch's NAdam, with the product of the momenta in double precision."""
+def in_double(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """torch's optimizer, with what depends on the steps alone in double precision."""
 
-    def step(self) -> None:
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)
-        try:
-            super().step()
-        finally:
-            torch.set_default_dtype(before)
+    class InDouble(kind):
+        def step(self) -> None:
+            before = torch.get_default_dtype()
+            torch.set_default_dtype(torch.float64)
+            try:
+                super().step()
+            finally:
+                torch.set_default_dtype(before)
+
+    return InDouble
 
 
 def bare_or_rest(params: Any) -> Any:
@@ -386,7 +390,9 @@ RADAM = Family(torchopt.radam, torchopt.RAdam, torchopt.MetaRAdam, torch.optim.R
 RMSPROP = Family(torchopt.rmsprop, torchopt.RMSprop, torchopt.MetaRMSprop, torch.optim.RMSprop)
 
 LION = Family(torchopt.lion, torchopt.Lion, torchopt.MetaLion, TextbookLion)
-NADAM = Family(torchopt.nadam, torchopt.NAdam, torchopt.MetaNAdam, NAdamOfTorch)
+NADAM = Family(torchopt.nadam, torchopt.NAdam, torchopt.MetaNAdam, in_double(torch.optim.NAdam))
+ASGD = Family(torchopt.asgd, torchopt.ASGD, torchopt.MetaASGD, in_double(torch.optim.ASGD))
+RPROP = Family(torchopt.rprop, torchopt.Rprop, torchopt.MetaRprop, torch.optim.Rprop)
 MUON = Family(
     torchopt.muon,
     lambda params, **kwargs: torchopt.Optimizer(params, torchopt.muon(**kwargs)),  # batches, too
@@ -508,6 +514,8 @@ CASES_OF_CORE = [
 CASES_OF_CORE += [
     _row("nadam", NADAM),
     _row("nadam-decay", NADAM, betas=(0.7, 0.95), eps=1e-3, weight_decay=0.1, momentum_decay=0.1),
+    _row("asgd", ASGD, lambd=0.1, alpha=0.5, t0=2.0, weight_decay=0.1, kind=["one rate"]),
+    _row("rprop", RPROP, etas=(0.4, 1.5), step_sizes=(0.01, 0.2), kind=["signs"]),
     _row("nadam-decoupled", NADAM, decoupled_weight_decay=True, weight_decay=0.5, maximize=True),
 ]
 # of other kinds

@@ -84,6 +84,8 @@ def step(optimizer: torch.optim.Optimizer, closure: Any, times: int) -> None:
 def test_every_optimizer_that_both_have_is_in_the_table() -> None:
     names = {info.optim_cls.__name__ for info in TABLE}
     assert names == {
+        "ASGD",
+        "Rprop",
         "Adadelta",
         "Adafactor",
         "Adagrad",

@@ -37,6 +37,7 @@ from torchopt.alias import (
     adam,
     adamax,
     adamw,
+    asgd,
     lbfgs,
     lion,
     lookahead,
@@ -45,6 +46,7 @@ from torchopt.alias import (
     prodigy,
     radam,
     rmsprop,
+    rprop,
     sam,
     schedule_free,
     sgd,
@@ -53,6 +55,7 @@ from torchopt.base import GradientTransformation, chain, eval_params, identity
 from torchopt.clip import clip_by_global_norm, clip_by_value, clip_grad_norm
 from torchopt.hook import register_hook
 from torchopt.optim import (
+    ASGD,
     LBFGS,
     SAM,
     SGD,
@@ -75,6 +78,7 @@ from torchopt.optim import (
     RAdam,
     RMSProp,
     RMSprop,
+    Rprop,
     ScheduleFree,
 )
 from torchopt.optim.meta import (
@@ -87,6 +91,7 @@ from torchopt.optim.meta import (
     MetaAdaMax,
     MetaAdamax,
     MetaAdamW,
+    MetaASGD,
     MetaLBFGS,
     MetaLion,
     MetaLookahead,
@@ -97,6 +102,7 @@ from torchopt.optim.meta import (
     MetaRAdam,
     MetaRMSProp,
     MetaRMSprop,
+    MetaRprop,
     MetaSAM,
     MetaScheduleFree,
     MetaSGD,
@@ -112,6 +118,7 @@ from torchopt.utils import (
 )
 
 __all__ = [
+    "ASGD",
     "LBFGS",
     "SAM",
     "SGD",
@@ -128,6 +135,7 @@ __all__ = [
     "GradientTransformation",
     "Lion",
     "Lookahead",
+    "MetaASGD",
     "MetaAdaDelta",
     "MetaAdaGrad",
     "MetaAdaMax",
@@ -147,6 +155,7 @@ __all__ = [
     "MetaRAdam",
     "MetaRMSProp",
     "MetaRMSprop",
+    "MetaRprop",
     "MetaSAM",
     "MetaSGD",
     "MetaScheduleFree",
@@ -157,6 +166,7 @@ __all__ = [
     "RAdam",
     "RMSProp",
     "RMSprop",
+    "Rprop",
     "ScheduleFree",
     "accelerated_op_available",
     "adadelta",
@@ -167,6 +177,7 @@ __all__ = [
     "adamw",
     "alias",
     "apply_updates",
+    "asgd",
     "base",
     "chain",
     "clip",
@@ -197,6 +208,7 @@ __all__ = [
     "recover_state_dict",
     "register_hook",
     "rmsprop",
+    "rprop",
     "rules",
     "sam",
     "schedule",

@@ -5,6 +5,7 @@ from torchopt.optim.adafactor import adafactor
 from torchopt.optim.adagrad import adagrad
 from torchopt.optim.adam import adam, adamw
 from torchopt.optim.adamax import adamax
+from torchopt.optim.asgd import asgd
 from torchopt.optim.lbfgs import lbfgs
 from torchopt.optim.lion import lion
 from torchopt.optim.lookahead import lookahead
@@ -13,6 +14,7 @@ from torchopt.optim.nadam import nadam
 from torchopt.optim.prodigy import prodigy
 from torchopt.optim.radam import radam
 from torchopt.optim.rmsprop import rmsprop
+from torchopt.optim.rprop import rprop
 from torchopt.optim.sam import sam
 from torchopt.optim.schedule_free import schedule_free
 from torchopt.optim.sgd import sgd
@@ -24,6 +26,7 @@ __all__ = [
     "adam",
     "adamax",
     "adamw",
+    "asgd",
     "lbfgs",
     "lion",
     "lookahead",
@@ -32,6 +35,7 @@ __all__ = [
     "prodigy",
     "radam",
     "rmsprop",
+    "rprop",
     "sam",
     "schedule_free",
     "sgd",

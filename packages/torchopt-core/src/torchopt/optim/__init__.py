@@ -7,6 +7,7 @@ from torchopt.optim.adafactor import Adafactor
 from torchopt.optim.adagrad import AdaGrad, Adagrad
 from torchopt.optim.adam import Adam, AdamW
 from torchopt.optim.adamax import AdaMax, Adamax
+from torchopt.optim.asgd import ASGD
 from torchopt.optim.func import FuncOptimizer
 from torchopt.optim.lbfgs import LBFGS
 from torchopt.optim.lion import Lion
@@ -16,11 +17,13 @@ from torchopt.optim.nadam import NAdam
 from torchopt.optim.prodigy import Prodigy
 from torchopt.optim.radam import RAdam
 from torchopt.optim.rmsprop import RMSProp, RMSprop
+from torchopt.optim.rprop import Rprop
 from torchopt.optim.sam import SAM
 from torchopt.optim.schedule_free import ScheduleFree
 from torchopt.optim.sgd import SGD
 
 __all__ = [
+    "ASGD",
     "LBFGS",
     "SAM",
     "SGD",
@@ -43,6 +46,7 @@ __all__ = [
     "RAdam",
     "RMSProp",
     "RMSprop",
+    "Rprop",
     "ScheduleFree",
     "meta",
 ]

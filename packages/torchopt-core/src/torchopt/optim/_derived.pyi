@@ -14,6 +14,45 @@ from typing import Any
 from typing import Literal
 import torch
 
+class ASGD(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 0.01,
+        lambd: Scalar = 0.0001,
+        alpha: Scalar = 0.75,
+        t0: Scalar = 1000000.0,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""ASGD as a :class:`torch.optim.Optimizer`; see :func:`asgd`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: Learning rate :math:`\eta`: a number, a 0-dim tensor, a schedule, or a tree with one of
+                these tensors for each leaf. As in torch, a change reaches the step after the next.
+            lambd: :math:`\lambda_0 \ge 0`, how fast the learning rate and the parameters decay.
+            alpha: :math:`\alpha \ge 0`.
+            t0: The step :math:`t_0` at which the averages begin.
+            weight_decay: Coupled to the gradient.
+            maximize: Whether to ascend.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite, or ``update`` has no
+                ``params``.
+        """
+
 class Adadelta(DerivedOptimizer):
     def __init__(
         self,
@@ -365,6 +404,36 @@ class Lookahead(DerivedOptimizer):
         Raises:
             TypeError: If ``inner`` is not a transformation.
             ValueError: If a number is outside of its range, or ``update`` has no ``params``.
+        """
+
+class MetaASGD(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 0.01,
+        lambd: Scalar = 0.0001,
+        alpha: Scalar = 0.75,
+        t0: Scalar = 1000000.0,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable ASGD on a module; see :func:`asgd`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: Learning rate :math:`\eta`: a number, a 0-dim tensor, a schedule, or a tree with one of
+                these tensors for each leaf. As in torch, a change reaches the step after the next.
+                A dict gives every parameter its own, by name.
+            lambd: :math:`\lambda_0 \ge 0`, how fast the learning rate and the parameters decay.
+            alpha: :math:`\alpha \ge 0`.
+            t0: The step :math:`t_0` at which the averages begin.
+            weight_decay: Coupled to the gradient.
+            maximize: Whether to ascend.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite, or ``update`` has no
+                ``params``.
         """
 
 class MetaAdadelta(DerivedMetaOptimizer):
@@ -832,6 +901,31 @@ class MetaRMSprop(DerivedMetaOptimizer):
             ValueError: If a number is outside of its range or not finite.
         """
 
+class MetaRprop(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 0.01,
+        etas: tuple[Scalar, Scalar] = (0.5, 1.2),
+        step_sizes: tuple[Scalar, Scalar] = (1e-06, 50.0),
+        *,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable Rprop on a module; see :func:`rprop`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: The first step size :math:`\eta`, in every form that :func:`~torchopt.adam` takes; later
+                changes have no effect.
+                A dict gives every parameter its own, by name.
+            etas: :math:`(\eta_-, \eta_+)` with :math:`0 < \eta_- < 1 < \eta_+`.
+            step_sizes: :math:`(\eta_{\min}, \eta_{\max})`.
+            maximize: Whether to ascend.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
+        """
+
 class MetaSAM(DerivedMetaOptimizer):
     def __init__(
         self,
@@ -1135,6 +1229,40 @@ class RMSprop(DerivedOptimizer):
             nesterov: Whether the momentum looks ahead; needs a momentum.
             maximize: Whether to ascend.
             use_accelerated_op: As in :func:`~torchopt.adam`.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
+        """
+
+class Rprop(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 0.01,
+        etas: tuple[Scalar, Scalar] = (0.5, 1.2),
+        step_sizes: tuple[Scalar, Scalar] = (1e-06, 50.0),
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""Rprop as a :class:`torch.optim.Optimizer`; see :func:`rprop`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: The first step size :math:`\eta`, in every form that :func:`~torchopt.adam` takes; later
+                changes have no effect.
+            etas: :math:`(\eta_-, \eta_+)` with :math:`0 < \eta_- < 1 < \eta_+`.
+            step_sizes: :math:`(\eta_{\min}, \eta_{\max})`.
+            maximize: Whether to ascend.
             foreach: Accepted as by `torch.optim`; results do not depend on it.
             capturable: Likewise.
             differentiable: Likewise, but for True, which is refused: the differentiable form of the

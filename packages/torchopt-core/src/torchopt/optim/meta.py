@@ -6,6 +6,7 @@ from torchopt.optim.adafactor import MetaAdafactor
 from torchopt.optim.adagrad import MetaAdaGrad, MetaAdagrad
 from torchopt.optim.adam import MetaAdam, MetaAdamW
 from torchopt.optim.adamax import MetaAdaMax, MetaAdamax
+from torchopt.optim.asgd import MetaASGD
 from torchopt.optim.lbfgs import MetaLBFGS
 from torchopt.optim.lion import MetaLion
 from torchopt.optim.lookahead import MetaLookahead
@@ -14,11 +15,13 @@ from torchopt.optim.nadam import MetaNAdam
 from torchopt.optim.prodigy import MetaProdigy
 from torchopt.optim.radam import MetaRAdam
 from torchopt.optim.rmsprop import MetaRMSProp, MetaRMSprop
+from torchopt.optim.rprop import MetaRprop
 from torchopt.optim.sam import MetaSAM
 from torchopt.optim.schedule_free import MetaScheduleFree
 from torchopt.optim.sgd import MetaSGD
 
 __all__ = [
+    "MetaASGD",
     "MetaAdaDelta",
     "MetaAdaGrad",
     "MetaAdaMax",
@@ -38,6 +41,7 @@ __all__ = [
     "MetaRAdam",
     "MetaRMSProp",
     "MetaRMSprop",
+    "MetaRprop",
     "MetaSAM",
     "MetaSGD",
     "MetaScheduleFree",
