@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import functools
 import io
@@ -328,6 +329,65 @@ def in_double(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
     return InDouble
 
 
+def textbook(formula: Callable[..., torch.Tensor]) -> Callable[..., torch.optim.Optimizer]:
+    """An optimizer that reads as its formula.
+
+    It is ``(x, g, state, t, **hyperparameters) -> x`` for a leaf, in real numbers; the state is a
+    dict that begins with zeros for whatever is looked up.
+    """
+
+    class Textbook(torch.optim.Optimizer):
+        def __init__(self, params: Any, lr: float, **kwargs: Any) -> None:
+            super().__init__(params, {"lr": lr, "kwargs": kwargs})
+            self.known: dict[torch.Tensor, Any] = {}
+
+        @torch.no_grad()
+        def step(self) -> None:
+            for group in self.param_groups:
+                kwargs = dict(group["kwargs"])
+                sign = -1 if kwargs.pop("maximize", False) else 1
+                for p in (p for p in group["params"] if p.grad is not None):
+                    state = self.known.setdefault(p, collections.defaultdict(float))
+                    state["t"] += 1
+                    x = _real(p)
+                    args = x.clone(), sign * _real(p.grad), state, state["t"]
+                    x.copy_(formula(*args, lr=group["lr"], **kwargs))
+
+    return Textbook
+
+
+def textbook_adabelief(x, g, s, t, lr, betas, eps, weight_decay):
+    b1, b2 = betas
+    s["m"] = b1 * s["m"] + (1 - b1) * g
+    s["s"] = b2 * s["s"] + (1 - b2) * (g - s["m"]) ** 2 + eps
+    u = s["m"] / (1 - b1**t) / ((s["s"] / (1 - b2**t)) ** 0.5 + eps)
+    return x - lr * (u + weight_decay * x)
+
+
+def textbook_yogi(x, g, s, t, lr, betas, eps, weight_decay):
+    b1, b2 = betas
+    if t == 1:
+        s["m"] = s["v"] = 1e-6
+    g = g + weight_decay * x
+    s["m"] = b1 * s["m"] + (1 - b1) * g
+    s["v"] = s["v"] - (1 - b2) * torch.sign(s["v"] - g**2) * g**2
+    return x - lr * s["m"] / (1 - b1**t) / ((s["v"] / (1 - b2**t)) ** 0.5 + eps)
+
+
+def textbook_laprop(x, g, s, t, lr, betas, eps, weight_decay):
+    b1, b2 = betas
+    s["v"] = b2 * s["v"] + (1 - b2) * g**2
+    s["m"] = b1 * s["m"] + (1 - b1) * g / ((s["v"] / (1 - b2**t)) ** 0.5 + eps)
+    return x - lr * (s["m"] / (1 - b1**t) + weight_decay * x)
+
+
+def _by_formula(name: str, formula: Callable[..., torch.Tensor]) -> Family:
+    """The three faces of an optimizer by the name of its class, held against a formula."""
+    functional = getattr(torchopt, name.lower())
+    faces = getattr(torchopt, name), getattr(torchopt, f"Meta{name}")
+    return Family(functional, *faces, textbook(formula))
+
+
 def bare_or_rest(params: Any) -> Any:
     """Labels: matrices and vectors, and scalars."""
     return optree.tree_map(
@@ -393,6 +453,9 @@ LION = Family(torchopt.lion, torchopt.Lion, torchopt.MetaLion, TextbookLion)
 NADAM = Family(torchopt.nadam, torchopt.NAdam, torchopt.MetaNAdam, in_double(torch.optim.NAdam))
 ASGD = Family(torchopt.asgd, torchopt.ASGD, torchopt.MetaASGD, in_double(torch.optim.ASGD))
 RPROP = Family(torchopt.rprop, torchopt.Rprop, torchopt.MetaRprop, torch.optim.Rprop)
+ADABELIEF = _by_formula("AdaBelief", textbook_adabelief)
+YOGI = _by_formula("Yogi", textbook_yogi)
+LAPROP = _by_formula("LaProp", textbook_laprop)
 MUON = Family(
     torchopt.muon,
     lambda params, **kwargs: torchopt.Optimizer(params, torchopt.muon(**kwargs)),  # batches, too
@@ -514,6 +577,9 @@ CASES_OF_CORE = [
 CASES_OF_CORE += [
     _row("nadam", NADAM),
     _row("nadam-decay", NADAM, betas=(0.7, 0.95), eps=1e-3, weight_decay=0.1, momentum_decay=0.1),
+    _row("adabelief", ADABELIEF, betas=(0.7, 0.95), eps=1e-3, weight_decay=0.1, maximize=True),
+    _row("yogi", YOGI, betas=(0.7, 0.95), eps=1e-2, weight_decay=0.1),
+    _row("laprop", LAPROP, betas=(0.7, 0.95), eps=1e-3, weight_decay=0.1),
     _row("asgd", ASGD, lambd=0.1, alpha=0.5, t0=2.0, weight_decay=0.1, kind=["one rate"]),
     _row("rprop", RPROP, etas=(0.4, 1.5), step_sizes=(0.01, 0.2), kind=["signs"]),
     _row("nadam-decoupled", NADAM, decoupled_weight_decay=True, weight_decay=0.5, maximize=True),

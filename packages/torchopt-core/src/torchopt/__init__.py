@@ -31,6 +31,7 @@ from torchopt import (
 )
 from torchopt._extensions import accelerated_op_available, attributes
 from torchopt.alias import (
+    adabelief,
     adadelta,
     adafactor,
     adagrad,
@@ -38,6 +39,7 @@ from torchopt.alias import (
     adamax,
     adamw,
     asgd,
+    laprop,
     lbfgs,
     lion,
     lookahead,
@@ -50,6 +52,7 @@ from torchopt.alias import (
     sam,
     schedule_free,
     sgd,
+    yogi,
 )
 from torchopt.base import GradientTransformation, chain, eval_params, identity
 from torchopt.clip import clip_by_global_norm, clip_by_value, clip_grad_norm
@@ -59,6 +62,7 @@ from torchopt.optim import (
     LBFGS,
     SAM,
     SGD,
+    AdaBelief,
     AdaDelta,
     Adadelta,
     Adafactor,
@@ -69,6 +73,7 @@ from torchopt.optim import (
     Adamax,
     AdamW,
     FuncOptimizer,
+    LaProp,
     Lion,
     Lookahead,
     Muon,
@@ -80,8 +85,10 @@ from torchopt.optim import (
     RMSprop,
     Rprop,
     ScheduleFree,
+    Yogi,
 )
 from torchopt.optim.meta import (
+    MetaAdaBelief,
     MetaAdaDelta,
     MetaAdadelta,
     MetaAdafactor,
@@ -92,6 +99,7 @@ from torchopt.optim.meta import (
     MetaAdamax,
     MetaAdamW,
     MetaASGD,
+    MetaLaProp,
     MetaLBFGS,
     MetaLion,
     MetaLookahead,
@@ -106,6 +114,7 @@ from torchopt.optim.meta import (
     MetaSAM,
     MetaScheduleFree,
     MetaSGD,
+    MetaYogi,
 )
 from torchopt.transform import masked, nan_to_num, partition
 from torchopt.update import apply_updates
@@ -122,6 +131,7 @@ __all__ = [
     "LBFGS",
     "SAM",
     "SGD",
+    "AdaBelief",
     "AdaDelta",
     "AdaGrad",
     "AdaMax",
@@ -133,9 +143,11 @@ __all__ = [
     "Adamax",
     "FuncOptimizer",
     "GradientTransformation",
+    "LaProp",
     "Lion",
     "Lookahead",
     "MetaASGD",
+    "MetaAdaBelief",
     "MetaAdaDelta",
     "MetaAdaGrad",
     "MetaAdaMax",
@@ -146,6 +158,7 @@ __all__ = [
     "MetaAdamW",
     "MetaAdamax",
     "MetaLBFGS",
+    "MetaLaProp",
     "MetaLion",
     "MetaLookahead",
     "MetaMuon",
@@ -159,6 +172,7 @@ __all__ = [
     "MetaSAM",
     "MetaSGD",
     "MetaScheduleFree",
+    "MetaYogi",
     "Muon",
     "NAdam",
     "Optimizer",
@@ -168,7 +182,9 @@ __all__ = [
     "RMSprop",
     "Rprop",
     "ScheduleFree",
+    "Yogi",
     "accelerated_op_available",
+    "adabelief",
     "adadelta",
     "adafactor",
     "adagrad",
@@ -190,6 +206,7 @@ __all__ = [
     "hook",
     "identity",
     "kernels",
+    "laprop",
     "lbfgs",
     "lion",
     "lookahead",
@@ -219,6 +236,7 @@ __all__ = [
     "typing",
     "update",
     "utils",
+    "yogi",
 ]
 
 _paths.register()

@@ -1,11 +1,13 @@
 """Optimizers in their functional form."""
 
+from torchopt.optim.adabelief import adabelief
 from torchopt.optim.adadelta import adadelta
 from torchopt.optim.adafactor import adafactor
 from torchopt.optim.adagrad import adagrad
 from torchopt.optim.adam import adam, adamw
 from torchopt.optim.adamax import adamax
 from torchopt.optim.asgd import asgd
+from torchopt.optim.laprop import laprop
 from torchopt.optim.lbfgs import lbfgs
 from torchopt.optim.lion import lion
 from torchopt.optim.lookahead import lookahead
@@ -18,8 +20,10 @@ from torchopt.optim.rprop import rprop
 from torchopt.optim.sam import sam
 from torchopt.optim.schedule_free import schedule_free
 from torchopt.optim.sgd import sgd
+from torchopt.optim.yogi import yogi
 
 __all__ = [
+    "adabelief",
     "adadelta",
     "adafactor",
     "adagrad",
@@ -27,6 +31,7 @@ __all__ = [
     "adamax",
     "adamw",
     "asgd",
+    "laprop",
     "lbfgs",
     "lion",
     "lookahead",
@@ -39,4 +44,5 @@ __all__ = [
     "sam",
     "schedule_free",
     "sgd",
+    "yogi",
 ]

@@ -2,6 +2,7 @@
 
 from torchopt.optim import meta
 from torchopt.optim._stateful import Optimizer
+from torchopt.optim.adabelief import AdaBelief
 from torchopt.optim.adadelta import AdaDelta, Adadelta
 from torchopt.optim.adafactor import Adafactor
 from torchopt.optim.adagrad import AdaGrad, Adagrad
@@ -9,6 +10,7 @@ from torchopt.optim.adam import Adam, AdamW
 from torchopt.optim.adamax import AdaMax, Adamax
 from torchopt.optim.asgd import ASGD
 from torchopt.optim.func import FuncOptimizer
+from torchopt.optim.laprop import LaProp
 from torchopt.optim.lbfgs import LBFGS
 from torchopt.optim.lion import Lion
 from torchopt.optim.lookahead import Lookahead
@@ -21,12 +23,14 @@ from torchopt.optim.rprop import Rprop
 from torchopt.optim.sam import SAM
 from torchopt.optim.schedule_free import ScheduleFree
 from torchopt.optim.sgd import SGD
+from torchopt.optim.yogi import Yogi
 
 __all__ = [
     "ASGD",
     "LBFGS",
     "SAM",
     "SGD",
+    "AdaBelief",
     "AdaDelta",
     "AdaGrad",
     "AdaMax",
@@ -37,6 +41,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "FuncOptimizer",
+    "LaProp",
     "Lion",
     "Lookahead",
     "Muon",
@@ -48,5 +53,6 @@ __all__ = [
     "RMSprop",
     "Rprop",
     "ScheduleFree",
+    "Yogi",
     "meta",
 ]

@@ -53,6 +53,46 @@ class ASGD(DerivedOptimizer):
                 ``params``.
         """
 
+class AdaBelief(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 0.001,
+        betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+        eps: Scalar = 1e-16,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = True,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""AdaBelief as a :class:`torch.optim.Optimizer`; see :func:`adabelief`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+            betas: Decays :math:`(\beta_1, \beta_2)`, in [0, 1).
+            eps: :math:`\epsilon \ge 0`, added in every step inside of the root and once outside.
+            weight_decay: :math:`\lambda`.
+            decoupled_weight_decay: Whether the weight decay bypasses the moments, as in AdamW.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
+        """
+
 class Adadelta(DerivedOptimizer):
     def __init__(
         self,
@@ -337,6 +377,44 @@ class LBFGS(DerivedOptimizer):
                 evaluate the loss with.
         """
 
+class LaProp(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 0.0004,
+        betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+        eps: Scalar = 1e-15,
+        weight_decay: Scalar = 0.0,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""LaProp as a :class:`torch.optim.Optimizer`; see :func:`laprop`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+            betas: Decays :math:`(\beta_1, \beta_2)`, in [0, 1).
+            eps: :math:`\epsilon \ge 0`.
+            weight_decay: :math:`\lambda`, decoupled from the gradient.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
+        """
+
 class Lion(DerivedOptimizer):
     def __init__(
         self,
@@ -434,6 +512,37 @@ class MetaASGD(DerivedMetaOptimizer):
         Raises:
             ValueError: If a number is outside of its range or not finite, or ``update`` has no
                 ``params``.
+        """
+
+class MetaAdaBelief(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 0.001,
+        betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+        eps: Scalar = 1e-16,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = True,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable AdaBelief on a module; see :func:`adabelief`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+                A dict gives every parameter its own, by name.
+            betas: Decays :math:`(\beta_1, \beta_2)`, in [0, 1).
+            eps: :math:`\epsilon \ge 0`, added in every step inside of the root and once outside.
+            weight_decay: :math:`\lambda`.
+            decoupled_weight_decay: Whether the weight decay bypasses the moments, as in AdamW.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
         """
 
 class MetaAdadelta(DerivedMetaOptimizer):
@@ -662,6 +771,35 @@ class MetaLBFGS(DerivedMetaOptimizer):
         Raises:
             ValueError: If a number is out of range, there is a second parameter group, or nothing to
                 evaluate the loss with.
+        """
+
+class MetaLaProp(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 0.0004,
+        betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+        eps: Scalar = 1e-15,
+        weight_decay: Scalar = 0.0,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable LaProp on a module; see :func:`laprop`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+                A dict gives every parameter its own, by name.
+            betas: Decays :math:`(\beta_1, \beta_2)`, in [0, 1).
+            eps: :math:`\epsilon \ge 0`.
+            weight_decay: :math:`\lambda`, decoupled from the gradient.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
         """
 
 class MetaLion(DerivedMetaOptimizer):
@@ -1006,6 +1144,37 @@ class MetaScheduleFree(DerivedMetaOptimizer):
             TypeError: If ``inner`` is not a transformation.
             ValueError: If a number is outside of its range, ``update`` has no ``params``, or ``inner``
                 has no learning rate.
+        """
+
+class MetaYogi(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 0.01,
+        betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+        eps: Scalar = 0.001,
+        weight_decay: Scalar = 0.0,
+        initial_accumulator_value: Scalar = 1e-06,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable Yogi on a module; see :func:`yogi`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+                A dict gives every parameter its own, by name.
+            betas: :math:`(\beta_1, \beta_2)`, in [0, 1).
+            eps: :math:`\epsilon \ge 0`.
+            weight_decay: :math:`\lambda`, coupled to the gradient.
+            initial_accumulator_value: :math:`m_0 = v_0 \ge 0`.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
         """
 
 class Muon(DerivedOptimizer):
@@ -1382,4 +1551,44 @@ class ScheduleFree(DerivedOptimizer):
             TypeError: If ``inner`` is not a transformation.
             ValueError: If a number is outside of its range, ``update`` has no ``params``, or ``inner``
                 has no learning rate.
+        """
+
+class Yogi(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 0.01,
+        betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+        eps: Scalar = 0.001,
+        weight_decay: Scalar = 0.0,
+        initial_accumulator_value: Scalar = 1e-06,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""Yogi as a :class:`torch.optim.Optimizer`; see :func:`yogi`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+            betas: :math:`(\beta_1, \beta_2)`, in [0, 1).
+            eps: :math:`\epsilon \ge 0`.
+            weight_decay: :math:`\lambda`, coupled to the gradient.
+            initial_accumulator_value: :math:`m_0 = v_0 \ge 0`.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
         """

@@ -1,12 +1,14 @@
 """Differentiable optimizers of modules."""
 
 from torchopt.optim._meta import MetaOptimizer
+from torchopt.optim.adabelief import MetaAdaBelief
 from torchopt.optim.adadelta import MetaAdaDelta, MetaAdadelta
 from torchopt.optim.adafactor import MetaAdafactor
 from torchopt.optim.adagrad import MetaAdaGrad, MetaAdagrad
 from torchopt.optim.adam import MetaAdam, MetaAdamW
 from torchopt.optim.adamax import MetaAdaMax, MetaAdamax
 from torchopt.optim.asgd import MetaASGD
+from torchopt.optim.laprop import MetaLaProp
 from torchopt.optim.lbfgs import MetaLBFGS
 from torchopt.optim.lion import MetaLion
 from torchopt.optim.lookahead import MetaLookahead
@@ -19,9 +21,11 @@ from torchopt.optim.rprop import MetaRprop
 from torchopt.optim.sam import MetaSAM
 from torchopt.optim.schedule_free import MetaScheduleFree
 from torchopt.optim.sgd import MetaSGD
+from torchopt.optim.yogi import MetaYogi
 
 __all__ = [
     "MetaASGD",
+    "MetaAdaBelief",
     "MetaAdaDelta",
     "MetaAdaGrad",
     "MetaAdaMax",
@@ -32,6 +36,7 @@ __all__ = [
     "MetaAdamW",
     "MetaAdamax",
     "MetaLBFGS",
+    "MetaLaProp",
     "MetaLion",
     "MetaLookahead",
     "MetaMuon",
@@ -45,4 +50,5 @@ __all__ = [
     "MetaSAM",
     "MetaSGD",
     "MetaScheduleFree",
+    "MetaYogi",
 ]

@@ -129,7 +129,7 @@ def scale_by_nadam(
         >>> import torch, torchopt
         >>> rescale = torchopt.transform.scale_by_nadam()
         >>> rescale.update(torch.tensor([2.0]), rescale.init(torch.zeros(1)))[0].round(decimals=4)
-        tensor([1.0643])
+        tensor([1.0565])
     """
     return ScaleByNAdam(b1, b2, eps, momentum_decay)
 
@@ -174,7 +174,7 @@ def nadam(
         >>> params = {"w": torch.tensor([1.0])}
         >>> updates, state = optim.update({"w": torch.tensor([2.0])}, optim.init(params))
         >>> torchopt.apply_updates(params, updates)
-        {'w': tensor([0.8936])}
+        {'w': tensor([0.8944])}
 
     Reference:
         Dozat, "Incorporating Nesterov Momentum into Adam", ICLR 2016 workshop.
