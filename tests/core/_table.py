@@ -381,6 +381,38 @@ def textbook_laprop(x, g, s, t, lr, betas, eps, weight_decay):
     return x - lr * (s["m"] / (1 - b1**t) + weight_decay * x)
 
 
+def textbook_adan(x, g, s, t, lr, betas, eps, weight_decay):
+    b1, b2, b3 = betas
+    d = g - s["g"] if t > 1 else 0 * g
+    s["g"] = g.clone()
+    s["m"] = b1 * s["m"] + (1 - b1) * g
+    s["d"] = b2 * s["d"] + (1 - b2) * d
+    s["n"] = b3 * s["n"] + (1 - b3) * (g + b2 * d) ** 2
+    u = s["m"] / (1 - b1**t) + b2 * s["d"] / (1 - b2**t)
+    return x - lr * (u / ((s["n"] / (1 - b3**t)) ** 0.5 + eps) + weight_decay * x)
+
+
+def textbook_signum(x, g, s, t, lr, momentum, weight_decay):
+    s["m"] = momentum * s["m"] + (1 - momentum) * g
+    return x - lr * (s["m"].sign() + weight_decay * x)
+
+
+def textbook_qhm(x, g, s, t, lr, momentum, nu, weight_decay):
+    g = g + weight_decay * x
+    s["m"] = momentum * s["m"] + (1 - momentum) * g
+    return x - lr * ((1 - nu) * g + nu * s["m"])
+
+
+def textbook_qhadam(x, g, s, t, lr, betas, nus, eps, weight_decay):
+    (b1, b2), (n1, n2) = betas, nus
+    g = g + weight_decay * x
+    s["m"] = b1 * s["m"] + (1 - b1) * g
+    s["v"] = b2 * s["v"] + (1 - b2) * g**2
+    above = (1 - n1) * g + n1 * s["m"] / (1 - b1**t)
+    below = (1 - n2) * g**2 + n2 * s["v"] / (1 - b2**t)
+    return x - lr * above / (below**0.5 + eps)
+
+
 def _by_formula(name: str, formula: Callable[..., torch.Tensor]) -> Family:
     """The three faces of an optimizer by the name of its class, held against a formula."""
     functional = getattr(torchopt, name.lower())
@@ -456,6 +488,10 @@ RPROP = Family(torchopt.rprop, torchopt.Rprop, torchopt.MetaRprop, torch.optim.R
 ADABELIEF = _by_formula("AdaBelief", textbook_adabelief)
 YOGI = _by_formula("Yogi", textbook_yogi)
 LAPROP = _by_formula("LaProp", textbook_laprop)
+ADAN = _by_formula("Adan", textbook_adan)
+SIGNUM = _by_formula("Signum", textbook_signum)
+QHM = _by_formula("QHM", textbook_qhm)
+QHADAM = _by_formula("QHAdam", textbook_qhadam)
 MUON = Family(
     torchopt.muon,
     lambda params, **kwargs: torchopt.Optimizer(params, torchopt.muon(**kwargs)),  # batches, too
@@ -580,6 +616,10 @@ CASES_OF_CORE += [
     _row("adabelief", ADABELIEF, betas=(0.7, 0.95), eps=1e-3, weight_decay=0.1, maximize=True),
     _row("yogi", YOGI, betas=(0.7, 0.95), eps=1e-2, weight_decay=0.1),
     _row("laprop", LAPROP, betas=(0.7, 0.95), eps=1e-3, weight_decay=0.1),
+    _row("adan", ADAN, betas=(0.7, 0.8, 0.95), eps=1e-3, weight_decay=0.1, maximize=True),
+    _row("signum", SIGNUM, momentum=0.7, weight_decay=0.1, kind=["signs"]),
+    _row("qhm", QHM, momentum=0.8, nu=0.6, weight_decay=0.1),
+    _row("qhadam", QHADAM, betas=(0.7, 0.95), nus=(0.6, 0.8), eps=1e-3, weight_decay=0.1),
     _row("asgd", ASGD, lambd=0.1, alpha=0.5, t0=2.0, weight_decay=0.1, kind=["one rate"]),
     _row("rprop", RPROP, etas=(0.4, 1.5), step_sizes=(0.01, 0.2), kind=["signs"]),
     _row("nadam-decoupled", NADAM, decoupled_weight_decay=True, weight_decay=0.5, maximize=True),

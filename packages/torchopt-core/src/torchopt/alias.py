@@ -6,6 +6,7 @@ from torchopt.optim.adafactor import adafactor
 from torchopt.optim.adagrad import adagrad
 from torchopt.optim.adam import adam, adamw
 from torchopt.optim.adamax import adamax
+from torchopt.optim.adan import adan
 from torchopt.optim.asgd import asgd
 from torchopt.optim.laprop import laprop
 from torchopt.optim.lbfgs import lbfgs
@@ -14,12 +15,14 @@ from torchopt.optim.lookahead import lookahead
 from torchopt.optim.muon import muon
 from torchopt.optim.nadam import nadam
 from torchopt.optim.prodigy import prodigy
+from torchopt.optim.quasi_hyperbolic import qhadam, qhm
 from torchopt.optim.radam import radam
 from torchopt.optim.rmsprop import rmsprop
 from torchopt.optim.rprop import rprop
 from torchopt.optim.sam import sam
 from torchopt.optim.schedule_free import schedule_free
 from torchopt.optim.sgd import sgd
+from torchopt.optim.signum import signum
 from torchopt.optim.yogi import yogi
 
 __all__ = [
@@ -30,6 +33,7 @@ __all__ = [
     "adam",
     "adamax",
     "adamw",
+    "adan",
     "asgd",
     "laprop",
     "lbfgs",
@@ -38,11 +42,14 @@ __all__ = [
     "muon",
     "nadam",
     "prodigy",
+    "qhadam",
+    "qhm",
     "radam",
     "rmsprop",
     "rprop",
     "sam",
     "schedule_free",
     "sgd",
+    "signum",
     "yogi",
 ]

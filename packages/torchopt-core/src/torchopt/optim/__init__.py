@@ -8,6 +8,7 @@ from torchopt.optim.adafactor import Adafactor
 from torchopt.optim.adagrad import AdaGrad, Adagrad
 from torchopt.optim.adam import Adam, AdamW
 from torchopt.optim.adamax import AdaMax, Adamax
+from torchopt.optim.adan import Adan
 from torchopt.optim.asgd import ASGD
 from torchopt.optim.func import FuncOptimizer
 from torchopt.optim.laprop import LaProp
@@ -17,17 +18,20 @@ from torchopt.optim.lookahead import Lookahead
 from torchopt.optim.muon import Muon
 from torchopt.optim.nadam import NAdam
 from torchopt.optim.prodigy import Prodigy
+from torchopt.optim.quasi_hyperbolic import QHM, QHAdam
 from torchopt.optim.radam import RAdam
 from torchopt.optim.rmsprop import RMSProp, RMSprop
 from torchopt.optim.rprop import Rprop
 from torchopt.optim.sam import SAM
 from torchopt.optim.schedule_free import ScheduleFree
 from torchopt.optim.sgd import SGD
+from torchopt.optim.signum import Signum
 from torchopt.optim.yogi import Yogi
 
 __all__ = [
     "ASGD",
     "LBFGS",
+    "QHM",
     "SAM",
     "SGD",
     "AdaBelief",
@@ -40,6 +44,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "Adan",
     "FuncOptimizer",
     "LaProp",
     "Lion",
@@ -48,11 +53,13 @@ __all__ = [
     "NAdam",
     "Optimizer",
     "Prodigy",
+    "QHAdam",
     "RAdam",
     "RMSProp",
     "RMSprop",
     "Rprop",
     "ScheduleFree",
+    "Signum",
     "Yogi",
     "meta",
 ]

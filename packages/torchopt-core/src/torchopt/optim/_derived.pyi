@@ -337,6 +337,44 @@ class Adamax(DerivedOptimizer):
             ValueError: If a number is outside of its range or not finite.
         """
 
+class Adan(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 0.001,
+        betas: tuple[Scalar, Scalar, Scalar] = (0.98, 0.92, 0.99),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""Adan as a :class:`torch.optim.Optimizer`; see :func:`adan`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+            betas: Decays :math:`(\beta_1, \beta_2, \beta_3)`, in [0, 1).
+            eps: :math:`\epsilon \ge 0`.
+            weight_decay: :math:`\lambda`, decoupled from the gradient.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
+        """
+
 class LBFGS(DerivedOptimizer):
     def __init__(
         self,
@@ -743,6 +781,35 @@ class MetaAdamax(DerivedMetaOptimizer):
             ValueError: If a number is outside of its range or not finite.
         """
 
+class MetaAdan(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 0.001,
+        betas: tuple[Scalar, Scalar, Scalar] = (0.98, 0.92, 0.99),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable Adan on a module; see :func:`adan`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+                A dict gives every parameter its own, by name.
+            betas: Decays :math:`(\beta_1, \beta_2, \beta_3)`, in [0, 1).
+            eps: :math:`\epsilon \ge 0`.
+            weight_decay: :math:`\lambda`, decoupled from the gradient.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
+        """
+
 class MetaLBFGS(DerivedMetaOptimizer):
     def __init__(
         self,
@@ -971,6 +1038,65 @@ class MetaProdigy(DerivedMetaOptimizer):
                 or a parameter is of float16.
         """
 
+class MetaQHAdam(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 0.001,
+        betas: tuple[Scalar, Scalar] = (0.995, 0.999),
+        nus: tuple[Scalar, Scalar] = (0.7, 1.0),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = False,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable QHAdam on a module; see :func:`qhadam`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+                A dict gives every parameter its own, by name.
+            betas: Decays :math:`(\beta_1, \beta_2)` of the moments, in [0, 1).
+            nus: The weights :math:`(\nu_1, \nu_2)` of the moments; (1, 1) is Adam.
+            eps: :math:`\epsilon \ge 0`.
+            weight_decay: Needs ``params`` in ``update``.
+            decoupled_weight_decay: Whether the weight decay bypasses the moments, as in AdamW.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
+        """
+
+class MetaQHM(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 1.0,
+        momentum: Scalar = 0.999,
+        nu: Scalar = 0.7,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable QHM on a module; see :func:`qhm`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+                A dict gives every parameter its own, by name.
+            momentum: :math:`\beta`, in [0, 1).
+            nu: The weight :math:`\nu` of momentum: 0 for gradient descent, 1 for momentum alone.
+            weight_decay: Coupled to the gradient.
+            maximize: Whether to ascend.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
+        """
+
 class MetaRAdam(DerivedMetaOptimizer):
     def __init__(
         self,
@@ -1144,6 +1270,33 @@ class MetaScheduleFree(DerivedMetaOptimizer):
             TypeError: If ``inner`` is not a transformation.
             ValueError: If a number is outside of its range, ``update`` has no ``params``, or ``inner``
                 has no learning rate.
+        """
+
+class MetaSignum(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 0.001,
+        momentum: Scalar = 0.9,
+        weight_decay: Scalar = 0.0,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable Signum on a module; see :func:`signum`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+                A dict gives every parameter its own, by name.
+            momentum: :math:`\beta`, in [0, 1).
+            weight_decay: :math:`\lambda`, decoupled from the gradient.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
         """
 
 class MetaYogi(DerivedMetaOptimizer):
@@ -1322,6 +1475,83 @@ class Prodigy(DerivedOptimizer):
         Raises:
             ValueError: If a number is outside of its range or not finite, ``update`` has no ``params``,
                 or a parameter is of float16.
+        """
+
+class QHAdam(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 0.001,
+        betas: tuple[Scalar, Scalar] = (0.995, 0.999),
+        nus: tuple[Scalar, Scalar] = (0.7, 1.0),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = False,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""QHAdam as a :class:`torch.optim.Optimizer`; see :func:`qhadam`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+            betas: Decays :math:`(\beta_1, \beta_2)` of the moments, in [0, 1).
+            nus: The weights :math:`(\nu_1, \nu_2)` of the moments; (1, 1) is Adam.
+            eps: :math:`\epsilon \ge 0`.
+            weight_decay: Needs ``params`` in ``update``.
+            decoupled_weight_decay: Whether the weight decay bypasses the moments, as in AdamW.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
+        """
+
+class QHM(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 1.0,
+        momentum: Scalar = 0.999,
+        nu: Scalar = 0.7,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""QHM as a :class:`torch.optim.Optimizer`; see :func:`qhm`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+            momentum: :math:`\beta`, in [0, 1).
+            nu: The weight :math:`\nu` of momentum: 0 for gradient descent, 1 for momentum alone.
+            weight_decay: Coupled to the gradient.
+            maximize: Whether to ascend.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
         """
 
 class RAdam(DerivedOptimizer):
@@ -1551,6 +1781,42 @@ class ScheduleFree(DerivedOptimizer):
             TypeError: If ``inner`` is not a transformation.
             ValueError: If a number is outside of its range, ``update`` has no ``params``, or ``inner``
                 has no learning rate.
+        """
+
+class Signum(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 0.001,
+        momentum: Scalar = 0.9,
+        weight_decay: Scalar = 0.0,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""Signum as a :class:`torch.optim.Optimizer`; see :func:`signum`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+            momentum: :math:`\beta`, in [0, 1).
+            weight_decay: :math:`\lambda`, decoupled from the gradient.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
         """
 
 class Yogi(DerivedOptimizer):

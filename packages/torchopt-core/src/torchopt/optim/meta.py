@@ -7,6 +7,7 @@ from torchopt.optim.adafactor import MetaAdafactor
 from torchopt.optim.adagrad import MetaAdaGrad, MetaAdagrad
 from torchopt.optim.adam import MetaAdam, MetaAdamW
 from torchopt.optim.adamax import MetaAdaMax, MetaAdamax
+from torchopt.optim.adan import MetaAdan
 from torchopt.optim.asgd import MetaASGD
 from torchopt.optim.laprop import MetaLaProp
 from torchopt.optim.lbfgs import MetaLBFGS
@@ -15,12 +16,14 @@ from torchopt.optim.lookahead import MetaLookahead
 from torchopt.optim.muon import MetaMuon
 from torchopt.optim.nadam import MetaNAdam
 from torchopt.optim.prodigy import MetaProdigy
+from torchopt.optim.quasi_hyperbolic import MetaQHAdam, MetaQHM
 from torchopt.optim.radam import MetaRAdam
 from torchopt.optim.rmsprop import MetaRMSProp, MetaRMSprop
 from torchopt.optim.rprop import MetaRprop
 from torchopt.optim.sam import MetaSAM
 from torchopt.optim.schedule_free import MetaScheduleFree
 from torchopt.optim.sgd import MetaSGD
+from torchopt.optim.signum import MetaSignum
 from torchopt.optim.yogi import MetaYogi
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "MetaAdam",
     "MetaAdamW",
     "MetaAdamax",
+    "MetaAdan",
     "MetaLBFGS",
     "MetaLaProp",
     "MetaLion",
@@ -43,6 +47,8 @@ __all__ = [
     "MetaNAdam",
     "MetaOptimizer",
     "MetaProdigy",
+    "MetaQHAdam",
+    "MetaQHM",
     "MetaRAdam",
     "MetaRMSProp",
     "MetaRMSprop",
@@ -50,5 +56,6 @@ __all__ = [
     "MetaSAM",
     "MetaSGD",
     "MetaScheduleFree",
+    "MetaSignum",
     "MetaYogi",
 ]

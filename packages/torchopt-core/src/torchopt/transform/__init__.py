@@ -28,12 +28,14 @@ from torchopt.optim.adadelta import scale_by_adadelta
 from torchopt.optim.adagrad import scale_by_rss
 from torchopt.optim.adam import scale_by_adam
 from torchopt.optim.adamax import scale_by_adamax
+from torchopt.optim.adan import scale_by_adan
 from torchopt.optim.laprop import scale_by_laprop
 from torchopt.optim.lion import scale_by_lion
 from torchopt.optim.nadam import scale_by_nadam
 from torchopt.optim.radam import scale_by_radam
 from torchopt.optim.rmsprop import scale_by_rms, scale_by_stddev
 from torchopt.optim.sgd import trace
+from torchopt.optim.signum import scale_by_signum
 from torchopt.optim.yogi import scale_by_yogi
 from torchopt.transform._elementary import (
     add_decayed_weights,
@@ -55,6 +57,7 @@ __all__ = [
     "scale_by_adadelta",
     "scale_by_adam",
     "scale_by_adamax",
+    "scale_by_adan",
     "scale_by_belief",
     "scale_by_laprop",
     "scale_by_lion",
@@ -63,6 +66,7 @@ __all__ = [
     "scale_by_rms",
     "scale_by_rss",
     "scale_by_schedule",
+    "scale_by_signum",
     "scale_by_stddev",
     "scale_by_yogi",
     "trace",
