@@ -413,6 +413,33 @@ def textbook_qhadam(x, g, s, t, lr, betas, nus, eps, weight_decay):
     return x - lr * above / (below**0.5 + eps)
 
 
+def size(x: torch.Tensor) -> torch.Tensor:
+    return x.square().sum().sqrt()
+
+
+def _ratio(above: torch.Tensor, below: torch.Tensor) -> Any:
+    return above / below if above > 0 and below > 0 else 1.0
+
+
+def textbook_lars(x, g, s, t, lr, momentum, weight_decay, trust_coefficient, eps):
+    below = size(g) + weight_decay * size(x)
+    ratio = trust_coefficient * size(x) / (below + eps) if size(x) > 0 and below > 0 else 1.0
+    s["b"] = momentum * s["b"] + ratio * (g + weight_decay * x)
+    return x - lr * s["b"]
+
+
+def textbook_lamb(x, g, s, t, lr, betas, eps, weight_decay):
+    b1, b2 = betas
+    s["m"] = b1 * s["m"] + (1 - b1) * g
+    s["v"] = b2 * s["v"] + (1 - b2) * g**2
+    u = s["m"] / (1 - b1**t) / ((s["v"] / (1 - b2**t)) ** 0.5 + eps) + weight_decay * x
+    return x - lr * _ratio(size(x), size(u)) * u
+
+
+def textbook_fromage(x, g, s, t, lr):
+    return (x - lr * _ratio(size(x), size(g)) * g) / (1 + lr**2) ** 0.5
+
+
 def _by_formula(name: str, formula: Callable[..., torch.Tensor]) -> Family:
     """The three faces of an optimizer by the name of its class, held against a formula."""
     functional = getattr(torchopt, name.lower())
@@ -492,6 +519,9 @@ ADAN = _by_formula("Adan", textbook_adan)
 SIGNUM = _by_formula("Signum", textbook_signum)
 QHM = _by_formula("QHM", textbook_qhm)
 QHADAM = _by_formula("QHAdam", textbook_qhadam)
+LARS = _by_formula("LARS", textbook_lars)
+LAMB = _by_formula("LAMB", textbook_lamb)
+FROMAGE = _by_formula("Fromage", textbook_fromage)
 MUON = Family(
     torchopt.muon,
     lambda params, **kwargs: torchopt.Optimizer(params, torchopt.muon(**kwargs)),  # batches, too
@@ -651,6 +681,9 @@ CASES_OF_KINDS = [
         lr=0.2,
         kind=["real", "filled"],
     ),
+    _row("lars", LARS, momentum=0.8, weight_decay=0.2, trust_coefficient=0.5, eps=0.1),
+    _row("lamb", LAMB, betas=(0.7, 0.95), eps=1e-3, weight_decay=0.1, maximize=True),
+    _row("fromage", FROMAGE, lr=0.3),
     _row("prodigy", PRODIGY, prodigy_of_its_authors, lr=1.0, d0=0.01),
     _row(
         "prodigy-all",

@@ -9,6 +9,7 @@ from torchopt.optim.adamax import adamax
 from torchopt.optim.adan import adan
 from torchopt.optim.asgd import asgd
 from torchopt.optim.laprop import laprop
+from torchopt.optim.layerwise import fromage, lamb, lars
 from torchopt.optim.lbfgs import lbfgs
 from torchopt.optim.lion import lion
 from torchopt.optim.lookahead import lookahead
@@ -35,7 +36,10 @@ __all__ = [
     "adamw",
     "adan",
     "asgd",
+    "fromage",
+    "lamb",
     "laprop",
+    "lars",
     "lbfgs",
     "lion",
     "lookahead",

@@ -12,6 +12,7 @@ from torchopt.optim.adan import Adan
 from torchopt.optim.asgd import ASGD
 from torchopt.optim.func import FuncOptimizer
 from torchopt.optim.laprop import LaProp
+from torchopt.optim.layerwise import LAMB, LARS, Fromage
 from torchopt.optim.lbfgs import LBFGS
 from torchopt.optim.lion import Lion
 from torchopt.optim.lookahead import Lookahead
@@ -30,6 +31,8 @@ from torchopt.optim.yogi import Yogi
 
 __all__ = [
     "ASGD",
+    "LAMB",
+    "LARS",
     "LBFGS",
     "QHM",
     "SAM",
@@ -45,6 +48,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "Adan",
+    "Fromage",
     "FuncOptimizer",
     "LaProp",
     "Lion",

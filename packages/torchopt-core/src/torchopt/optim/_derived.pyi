@@ -375,6 +375,115 @@ class Adan(DerivedOptimizer):
             ValueError: If a number is outside of its range or not finite.
         """
 
+class Fromage(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 0.01,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""Fromage as a :class:`torch.optim.Optimizer`; see :func:`fromage`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+            maximize: Whether to ascend.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If ``lr`` is out of range, or ``update`` has no ``params``.
+        """
+
+class LAMB(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 0.001,
+        betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+        eps: Scalar = 1e-06,
+        weight_decay: Scalar = 0.0,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""LAMB as a :class:`torch.optim.Optimizer`; see :func:`lamb`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+            betas: Decays :math:`(\beta_1, \beta_2)` of the moments, in [0, 1).
+            eps: :math:`\epsilon \ge 0`.
+            weight_decay: :math:`\lambda`.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If a number is outside of its range, or ``update`` has no ``params``.
+        """
+
+class LARS(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 0.01,
+        momentum: Scalar = 0.9,
+        weight_decay: Scalar = 0.0,
+        trust_coefficient: Scalar = 0.001,
+        eps: Scalar = 0.0,
+        nesterov: bool = False,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""LARS as a :class:`torch.optim.Optimizer`; see :func:`lars`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+            momentum: :math:`\mu \ge 0`.
+            weight_decay: :math:`\lambda`.
+            trust_coefficient: :math:`c \ge 0`.
+            eps: :math:`\epsilon \ge 0`.
+            nesterov: Whether to look ahead.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If a number is outside of its range, or ``update`` has no ``params``.
+        """
+
 class LBFGS(DerivedOptimizer):
     def __init__(
         self,
@@ -808,6 +917,88 @@ class MetaAdan(DerivedMetaOptimizer):
 
         Raises:
             ValueError: If a number is outside of its range or not finite.
+        """
+
+class MetaFromage(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 0.01,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable Fromage on a module; see :func:`fromage`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+                A dict gives every parameter its own, by name.
+            maximize: Whether to ascend.
+
+        Raises:
+            ValueError: If ``lr`` is out of range, or ``update`` has no ``params``.
+        """
+
+class MetaLAMB(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 0.001,
+        betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+        eps: Scalar = 1e-06,
+        weight_decay: Scalar = 0.0,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable LAMB on a module; see :func:`lamb`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+                A dict gives every parameter its own, by name.
+            betas: Decays :math:`(\beta_1, \beta_2)` of the moments, in [0, 1).
+            eps: :math:`\epsilon \ge 0`.
+            weight_decay: :math:`\lambda`.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+
+        Raises:
+            ValueError: If a number is outside of its range, or ``update`` has no ``params``.
+        """
+
+class MetaLARS(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 0.01,
+        momentum: Scalar = 0.9,
+        weight_decay: Scalar = 0.0,
+        trust_coefficient: Scalar = 0.001,
+        eps: Scalar = 0.0,
+        nesterov: bool = False,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable LARS on a module; see :func:`lars`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+                A dict gives every parameter its own, by name.
+            momentum: :math:`\mu \ge 0`.
+            weight_decay: :math:`\lambda`.
+            trust_coefficient: :math:`c \ge 0`.
+            eps: :math:`\epsilon \ge 0`.
+            nesterov: Whether to look ahead.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+
+        Raises:
+            ValueError: If a number is outside of its range, or ``update`` has no ``params``.
         """
 
 class MetaLBFGS(DerivedMetaOptimizer):

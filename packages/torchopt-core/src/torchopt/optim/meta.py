@@ -10,6 +10,7 @@ from torchopt.optim.adamax import MetaAdaMax, MetaAdamax
 from torchopt.optim.adan import MetaAdan
 from torchopt.optim.asgd import MetaASGD
 from torchopt.optim.laprop import MetaLaProp
+from torchopt.optim.layerwise import MetaFromage, MetaLAMB, MetaLARS
 from torchopt.optim.lbfgs import MetaLBFGS
 from torchopt.optim.lion import MetaLion
 from torchopt.optim.lookahead import MetaLookahead
@@ -39,6 +40,9 @@ __all__ = [
     "MetaAdamW",
     "MetaAdamax",
     "MetaAdan",
+    "MetaFromage",
+    "MetaLAMB",
+    "MetaLARS",
     "MetaLBFGS",
     "MetaLaProp",
     "MetaLion",

@@ -30,6 +30,7 @@ from torchopt.optim.adam import scale_by_adam
 from torchopt.optim.adamax import scale_by_adamax
 from torchopt.optim.adan import scale_by_adan
 from torchopt.optim.laprop import scale_by_laprop
+from torchopt.optim.layerwise import scale_by_trust_ratio
 from torchopt.optim.lion import scale_by_lion
 from torchopt.optim.nadam import scale_by_nadam
 from torchopt.optim.radam import scale_by_radam
@@ -68,6 +69,7 @@ __all__ = [
     "scale_by_schedule",
     "scale_by_signum",
     "scale_by_stddev",
+    "scale_by_trust_ratio",
     "scale_by_yogi",
     "trace",
 ]
