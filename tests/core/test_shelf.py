@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import runpy
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from _table import assert_agree, run_functional, run_torch
+from _table import run_functional, run_torch
 
 import torchopt
 
@@ -40,6 +41,7 @@ def test_takes_the_steps_that_were_recorded_of_another_library(name: str, row: A
         torch.tensor(x, dtype=torch.float64).reshape(shape)
         for x, shape in zip(row["params"], RECORDER["SHAPES"], strict=True)
     ]
-    assert_agree(run_functional(transformation, tensors(0), grads), expected)
+    close = functools.partial(torch.testing.assert_close, rtol=row["rtol"], atol=row["rtol"] / 100)
+    close(run_functional(transformation, tensors(0), grads), expected)
     params = [p.requires_grad_() for p in tensors(0)]
-    assert_agree(run_torch(torchopt.Optimizer(params, transformation), params, grads), expected)
+    close(run_torch(torchopt.Optimizer(params, transformation), params, grads), expected)
