@@ -13,6 +13,7 @@ from torchopt_zero._low_rank import LowRank
 from torchopt_zero._mezo import MeZO
 from torchopt_zero._module import ZeroOrderGradientModule, enable_zero_order_gradients
 from torchopt_zero._noise import Gaussian, Noise, Rademacher
+from torchopt_zero._noise_reuse_es import NoiseReuseES
 from torchopt_zero._persistent_es import PersistentES
 from torchopt_zero._workers import Workers
 from torchopt_zero.estimators import (
@@ -43,6 +44,7 @@ __all__ = [
     "MeZO",
     "Naive",
     "Noise",
+    "NoiseReuseES",
     "PersistentES",
     "Rademacher",
     "RankShaped",

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Literal
 
+import optree
 import torch
 from torch import Tensor
 
 from torchopt.typing import Samplable, SampleFunc
-from torchopt_zero._cotangent import scale_gradient
+from torchopt_zero._eagerly import eagerly
+from torchopt_zero._estimate import Estimate, attach
 from torchopt_zero._estimator import Estimator
-from torchopt_zero._leaves import Arguments, check_argnums
+from torchopt_zero._evaluator import Evaluator
+from torchopt_zero._functorch import is_differentiated, is_wrapped
+from torchopt_zero._leaves import Arguments, check_argnums, check_constants
 from torchopt_zero._noise import Noise, as_noise
-from torchopt_zero._problem import Batching, Objective, OnNonFinite, Problem
+from torchopt_zero._problem import Objective, OnNonFinite, Problem
+from torchopt_zero._random_numbers import Randomness, RandomNumbers, check_randomness
+from torchopt_zero._reads import Reads, Replaced
 from torchopt_zero._seed import draw_seed
+from torchopt_zero._surroundings import Surroundings
 from torchopt_zero._workers import Workers
 from torchopt_zero.estimators import METHODS
 
@@ -38,41 +46,137 @@ class Settings:
         self,
         method: Method | Estimator,
         num_samples: int,
-        sigma: float,
+        sigma: float | Tensor,
         chunk_size: int | None,
         generator: torch.Generator | None,
         on_non_finite: OnNonFinite,
         workers: Workers | None,
+        randomness: Randomness,
     ) -> None:
         self.estimator = as_estimator(method)
         _check_count("num_samples", num_samples)
         if chunk_size is not None:
             _check_count("chunk_size", chunk_size)
-        if not isinstance(sigma, (int, float)) or not 0 < sigma < float("inf"):
-            raise ValueError(f"`sigma` must be a positive number, got {sigma!r}")
+        _check_sigma(sigma, self.estimator)
         if on_non_finite not in ("propagate", "ignore", "raise"):
             raise ValueError(
                 f"`on_non_finite` must be 'propagate', 'ignore' or 'raise', got {on_non_finite!r}"
             )
+        check_randomness(randomness)
         self.num_samples = num_samples
-        self.sigma = float(sigma)
+        self.sigma = sigma
         self.chunk_size = chunk_size
         self.generator = generator
         self.on_non_finite: OnNonFinite = on_non_finite
         self.workers = workers
+        self.randomness: Randomness = randomness
 
-    def call(self, objective: Objective, leaves: list[Tensor], noise: Noise) -> Tensor:
-        """Evaluate an objective, so that its backward is an estimate."""
-        if not torch.is_grad_enabled() or not leaves:
-            with torch.no_grad():
-                return objective(leaves)
-        seed = draw_seed(self.generator)
-        if self.workers is not None:
-            seed = self.workers.agree(seed)
-        output: Tensor = _Estimate.apply(  # type: ignore[no-untyped-call]
-            self, objective, noise, seed, *leaves
+    def call(self, objective: Objective, leaves: list[Tensor], args: Any, noise: Noise) -> Tensor:
+        """Evaluate an objective, so that its derivative is an estimate.
+
+        Args:
+            objective: The function.
+            leaves: Where to evaluate it.
+            args: A tree of all that it is given besides, or as part of which it has the leaves.
+            noise: Where perturbations come from.
+        """
+        sigma = self.sigma
+        perturbed = [*leaves]
+        if isinstance(sigma, Tensor) and is_differentiated(sigma):
+            perturbed.append(sigma)
+        sampled = any(map(is_differentiated, perturbed))
+        if not sampled and not torch.is_grad_enabled():
+            return objective(leaves)
+        plain = [leaf.detach() for leaf in leaves]
+        reads = Reads([*plain, *leaves])
+        random = RandomNumbers(leaves)
+        state = random.state()
+        with torch.no_grad(), reads:
+            value = objective(plain).detach()
+        objective.evaluator.draws |= random.drawn_since(state)
+        for tensor in optree.tree_leaves(args):
+            if isinstance(tensor, Tensor):
+                reads.add(tensor)
+        constants = reads.tensors()
+        check_constants(constants)
+        if not sampled:
+            return value
+        if isinstance(sigma, Tensor) and len(perturbed) == len(leaves):
+            constants.append(sigma)
+        estimate = _Sampling(self, objective, noise, perturbed, constants)
+        tensors = [*perturbed, *(constant.detach() for constant in constants)]
+        return attach(estimate, value, draw_seed(self.generator), tensors)
+
+
+class _Sampling(Estimate):
+    """The gradient of an objective at leaves, as settings say."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        objective: Objective,
+        noise: Noise,
+        perturbed: list[Tensor],
+        constants: list[Tensor],
+    ) -> None:
+        super().__init__(len(perturbed))
+        self.settings = settings
+        self.objective = objective
+        self.noise = noise
+        sigma = settings.sigma
+        self.learns_sigma = any(tensor is sigma for tensor in perturbed)
+        # Tensors of a transform do not outlive it: torch is given what they held in their place.
+        self.wrapped = [constant for constant in constants if is_wrapped(constant)]
+        self.places = [i for i, constant in enumerate(constants) if is_wrapped(constant)]
+        self.surroundings = Surroundings([*perturbed, *constants])
+
+    def gradient(self, value: Tensor, seed: Tensor, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+        settings = self.settings
+        leaves = list(tensors[: self.count - self.learns_sigma])
+        sigma = settings.sigma
+        if isinstance(sigma, Tensor):
+            sigma = float(tensors[self.count - 1 if self.learns_sigma else -1])
+            _check_sigma(sigma, settings.estimator)
+        key = int(seed)
+        problem = Problem(
+            objective=self.objective,
+            leaves=[leaf.detach() for leaf in leaves],
+            value=float(value),
+            noise=self.noise,
+            num_samples=settings.num_samples,
+            sigma=sigma,
+            seed=key if settings.workers is None else settings.workers.agree(key),
+            chunk_size=settings.chunk_size,
+            on_non_finite=settings.on_non_finite,
+            workers=settings.workers,
+            learns_sigma=self.learns_sigma,
         )
-        return output
+        with ExitStack() as stack:
+            stack.enter_context(self.surroundings.restored())
+            if self.wrapped:
+                held = [tensors[self.count + i] for i in self.places]
+                stack.enter_context(Replaced(self.wrapped, held))
+            return settings.estimator.estimate(problem)
+
+
+def _check_sigma(sigma: Any, estimator: Estimator) -> None:
+    if isinstance(sigma, Tensor):
+        if sigma.ndim != 0 or not sigma.is_floating_point():
+            raise ValueError(
+                f"`sigma` must be a positive number, or a 0-dim floating-point tensor, got shape "
+                f"{tuple(sigma.shape)} of {sigma.dtype}"
+            )
+        if sigma.requires_grad and not estimator.learns_sigma:
+            raise ValueError(
+                f"{type(estimator).__name__} does not estimate the gradient with respect to "
+                f"`sigma`; use 'naive', 'forward', 'antithetic' or 'leave-one-out', or a `sigma` "
+                f"that does not require a gradient"
+            )
+        if is_wrapped(sigma):
+            return  # checked when it is used
+        sigma = float(sigma.detach())
+    if not isinstance(sigma, (int, float)) or not 0 < sigma < float("inf"):
+        raise ValueError(f"`sigma` must be a positive number, got {sigma!r}")
 
 
 def zero_order(
@@ -80,13 +184,14 @@ def zero_order(
     method: Method | Estimator = "naive",
     argnums: int | tuple[int, ...] = (0,),
     num_samples: int = 1,
-    sigma: float = 1.0,
+    sigma: float | Tensor = 1.0,
     *,
     chunk_size: int | None = None,
     vectorize: bool | None = None,
     generator: torch.Generator | None = None,
     on_non_finite: OnNonFinite = "propagate",
     workers: Workers | None = None,
+    randomness: Randomness = "same",
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     r"""Return a decorator that gives a scalar function an estimated gradient.
 
@@ -147,64 +252,29 @@ def zero_order(
         generator,
         on_non_finite,
         workers,
+        randomness,
     )
 
     noise = as_noise(distribution)
 
     def decorate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        batching = Batching(vectorize)
+        evaluator = Evaluator(vectorize, randomness)
 
-        @functools.wraps(function)
-        def wrapper(*args: Any, **kwargs: Any) -> Tensor:
+        def call(*args: Any, **kwargs: Any) -> Tensor:
             arguments = Arguments(args, numbers)
 
             def at(leaves: list[Tensor]) -> Tensor:
                 return function(*arguments.replaced(leaves), **kwargs)
 
-            return settings.call(Objective(at, batching), arguments.leaves, noise)
+            return settings.call(Objective(at, evaluator), arguments.leaves, (args, kwargs), noise)
+
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Tensor:
+            return eagerly(call, *args, **kwargs)
 
         return wrapper
 
     return decorate
-
-
-class _Estimate(torch.autograd.Function):
-    """The objective; its backward is the estimate times the cotangent."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        settings: Settings,
-        objective: Objective,
-        noise: Noise,
-        seed: int,
-        *leaves: Tensor,
-    ) -> Tensor:
-        output = objective([leaf.detach() for leaf in leaves]).detach().clone()
-        ctx.settings, ctx.objective, ctx.noise, ctx.seed = settings, objective, noise, seed
-        ctx.value = output.clone()  # the output itself would be a cycle
-        ctx.save_for_backward(*leaves)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        settings: Settings = ctx.settings
-        leaves = ctx.saved_tensors
-        problem = Problem(
-            objective=ctx.objective,
-            leaves=[leaf.detach() for leaf in leaves],
-            value=float(ctx.value),
-            noise=ctx.noise,
-            num_samples=settings.num_samples,
-            sigma=settings.sigma,
-            seed=ctx.seed,
-            chunk_size=settings.chunk_size,
-            on_non_finite=settings.on_non_finite,
-            workers=settings.workers,
-        )
-        with torch.no_grad():
-            gradient = settings.estimator.estimate(problem)
-        return None, None, None, None, *scale_gradient(cotangent, gradient, leaves)
 
 
 def as_estimator(method: Any) -> Estimator:

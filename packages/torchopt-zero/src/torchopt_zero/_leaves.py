@@ -9,6 +9,9 @@ import optree
 import torch
 from torch import Tensor
 
+from torchopt_zero._functorch import is_computed_from_differentiated, is_differentiated
+from torchopt_zero._leaf_vector import wide
+
 
 def check_argnums(argnums: Any) -> tuple[int, ...]:
     """Return `argnums` as a tuple.
@@ -66,17 +69,17 @@ class Arguments:
         self.positions = [
             position
             for position, leaf in enumerate(self.flat)
-            if isinstance(leaf, Tensor) and leaf.requires_grad
+            if isinstance(leaf, Tensor) and is_differentiated(leaf)
         ]
 
     @property
     def leaves(self) -> list[Tensor]:
-        """The tensors that require a gradient."""
+        """The tensors that a derivative may be asked for."""
         return [self.flat[position] for position in self.positions]
 
     def replaced(self, leaves: Sequence[Tensor]) -> list[Any]:
         """Return the positional arguments with other tensors in the place of the leaves."""
-        flat = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in self.flat]
+        flat = list(self.flat)
         for position, leaf in zip(self.positions, leaves, strict=True):
             flat[position] = leaf
         args = list(self.args)
@@ -96,6 +99,18 @@ def like_leaves(tree: Any, leaves: Sequence[Tensor], name: str) -> list[Tensor]:
             f"{shapes}"
         )
     return [
-        tensor.detach().to(leaf.device, leaf.dtype)
+        tensor.detach().to(leaf.device, wide(leaf.dtype))
         for tensor, leaf in zip(tensors, leaves, strict=True)
     ]
+
+
+def check_constants(constants: list[Tensor]) -> None:
+    """Raise at a tensor that an objective reads where derivatives would be lost."""
+    for tensor in constants:
+        if is_computed_from_differentiated(tensor):
+            raise RuntimeError(
+                f"the objective uses a tensor of shape {tuple(tensor.shape)} that derivatives are "
+                f"asked for and that is not among the arguments of `argnums`, so they would be "
+                f"lost; name it in `argnums`, or pass it through `.detach()` to treat it as a "
+                f"constant"
+            )
