@@ -71,6 +71,11 @@ class Settings:
         self.workers = workers
         self.randomness: Randomness = randomness
 
+    @property
+    def learns_sigma(self) -> bool:
+        """Whether a derivative with respect to sigma may be asked for."""
+        return isinstance(self.sigma, Tensor) and is_differentiated(self.sigma)
+
     def call(self, objective: Objective, leaves: list[Tensor], args: Any, noise: Noise) -> Tensor:
         """Evaluate an objective, so that its derivative is an estimate.
 
@@ -82,7 +87,7 @@ class Settings:
         """
         sigma = self.sigma
         perturbed = [*leaves]
-        if isinstance(sigma, Tensor) and is_differentiated(sigma):
+        if isinstance(sigma, Tensor) and self.learns_sigma:
             perturbed.append(sigma)
         sampled = any(map(is_differentiated, perturbed))
         if not sampled and not torch.is_grad_enabled():
@@ -261,7 +266,7 @@ def zero_order(
         evaluator = Evaluator(vectorize, randomness)
 
         def call(*args: Any, **kwargs: Any) -> Tensor:
-            arguments = Arguments(args, numbers)
+            arguments = Arguments(args, numbers, settings.learns_sigma)
 
             def at(leaves: list[Tensor]) -> Tensor:
                 return function(*arguments.replaced(leaves), **kwargs)

@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from torchopt_zero._functorch import outside_of_batched_gradients
+
 _REFUSAL = (
     "a zero-order estimate cannot be differentiated with respect to its arguments, which takes "
     "second derivatives of the objective; detach the estimate to treat it as a constant"
@@ -93,7 +95,7 @@ class _Gradient(torch.autograd.Function):
     def forward(
         estimate: Estimate, value: Tensor, seed: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        with torch.no_grad():
+        with torch.no_grad(), outside_of_batched_gradients():
             return tuple(estimate.gradient(value, seed, tensors))
 
     @staticmethod

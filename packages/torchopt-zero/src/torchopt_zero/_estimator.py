@@ -36,8 +36,6 @@ class SampledEstimator(Estimator):
     signs: ClassVar[tuple[int, ...]]
     # whether the weight of a sample depends on the values of others
     joint: ClassVar[bool] = False
-    # whether the weights use the function at the unperturbed arguments
-    uses_value: ClassVar[bool] = False
     # whether it estimates the gradient of the smoothed function, which sigma is an argument of
     learns_sigma: ClassVar[bool] = True
 
@@ -53,6 +51,10 @@ class SampledEstimator(Estimator):
         Returns:
             float64 ``[samples]``.
         """
+
+    def uses_value(self, values: Tensor) -> bool:
+        """Return whether the weights depend on the function at the unperturbed arguments."""
+        return False
 
     def noise(self, problem: Problem) -> Noise:
         """Return the perturbations to use: the problem's own."""
@@ -118,7 +120,7 @@ class _Sums:
     def weigh(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weights of samples, in the gradient and in that of sigma."""
         problem = self.problem
-        if self.estimator.uses_value and values.shape[1] == len(self.estimator.signs):
+        if self.estimator.uses_value(values):
             problem.check_baseline()
         keep = problem.keep(values)
         kept = values[keep]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor
 from torch._C import _functorch  # the wrappers of `torch.func`, which nothing public tells apart
@@ -20,6 +22,12 @@ def level(tensor: Tensor) -> int:
 def current_level() -> int:
     """Return the nesting depth of the innermost transform that is running, 0 without one."""
     return int(_functorch.get_dynamic_layer_stack_depth())
+
+
+def is_batching() -> bool:
+    """Return whether `torch.func.vmap` is one of the transforms that are running."""
+    stack = _functorch.get_interpreter_stack() or []
+    return any(one.key() == _functorch.TransformType.Vmap for one in stack)
 
 
 def layers(tensor: Tensor) -> list[Tensor]:
@@ -56,3 +64,13 @@ def is_computed_from_differentiated(tensor: Tensor) -> bool:
     return has_tangent(tensor) or any(
         layer.requires_grad and (wrapped or layer.grad_fn is not None) for layer in layers(tensor)
     )
+
+
+def outside_of_batched_gradients() -> AbstractContextManager[object]:
+    """Allow random numbers in a backward pass with ``is_grads_batched``.
+
+    It marks a thread by a key that refuses random operations on any tensor, batched or not.
+    """
+    keys = torch._C.DispatchKeySet(torch._C._parse_dispatch_key("VmapMode"))
+    guard: AbstractContextManager[object] = torch._C._ExcludeDispatchKeyGuard(keys)
+    return guard

@@ -34,13 +34,16 @@ class Arguments:
     Args:
         args: The positional arguments.
         argnums: Which of them are differentiated; negative numbers count from the end.
+        perturb: Whether to set all of their tensors apart if no derivative may be asked for any.
 
     Raises:
         IndexError: If `argnums` is out of range.
         TypeError: If a differentiated argument has no tensor, or one that is not floating-point.
     """
 
-    def __init__(self, args: tuple[Any, ...], argnums: tuple[int, ...]) -> None:
+    def __init__(
+        self, args: tuple[Any, ...], argnums: tuple[int, ...], perturb: bool = False
+    ) -> None:
         for number in argnums:
             if not -len(args) <= number < len(args):
                 raise IndexError(
@@ -66,15 +69,13 @@ class Arguments:
                     f"the arguments of `argnums` must hold floating-point tensors, got "
                     f"{tensor.dtype}; convert it, or pass it as another argument"
                 )
-        self.positions = [
-            position
-            for position, leaf in enumerate(self.flat)
-            if isinstance(leaf, Tensor) and is_differentiated(leaf)
-        ]
+        positions = [i for i, leaf in enumerate(self.flat) if isinstance(leaf, Tensor)]
+        asked = [i for i in positions if _may_be_asked_for(self.flat[i])]
+        self.positions = asked or (positions if perturb else [])
 
     @property
     def leaves(self) -> list[Tensor]:
-        """The tensors that a derivative may be asked for."""
+        """The tensors that are perturbed."""
         return [self.flat[position] for position in self.positions]
 
     def replaced(self, leaves: Sequence[Tensor]) -> list[Any]:
@@ -86,6 +87,10 @@ class Arguments:
         for number, arg in zip(self.numbers, self.treedef.unflatten(flat), strict=True):
             args[number] = arg
         return args
+
+
+def _may_be_asked_for(leaf: Tensor) -> bool:
+    return leaf.requires_grad or is_differentiated(leaf)
 
 
 def like_leaves(tree: Any, leaves: Sequence[Tensor], name: str) -> list[Tensor]:

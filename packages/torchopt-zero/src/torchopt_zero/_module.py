@@ -15,7 +15,6 @@ from torchopt_zero._decorator import Method, Settings
 from torchopt_zero._eagerly import eagerly
 from torchopt_zero._estimator import Estimator
 from torchopt_zero._evaluator import Evaluator
-from torchopt_zero._functorch import is_differentiated
 from torchopt_zero._noise import as_noise
 from torchopt_zero._problem import Objective, OnNonFinite
 from torchopt_zero._random_numbers import Randomness
@@ -143,7 +142,9 @@ def enable_zero_order_gradients(
     def call(self: ZeroOrderGradientModule, *args: Any, **kwargs: Any) -> Tensor:
         if next(self.parameters(), None) is None:
             raise RuntimeError("The module has no parameters.")
-        parameters = [p for p in self.parameters() if is_differentiated(p)]
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        if not parameters and settings.learns_sigma:
+            parameters = [*self.parameters()]
 
         def function(leaves: list[Tensor]) -> Tensor:
             with _replaced(self, parameters, leaves):

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchopt_zero._eagerly import eagerly
 from torchopt_zero._estimate import Estimate, attach
 from torchopt_zero._evaluator import Evaluator
+from torchopt_zero._functorch import is_batching
 from torchopt_zero._leaf_vector import LeafVector
 from torchopt_zero._leaves import Arguments, check_constants
 from torchopt_zero._noise import Gaussian
@@ -92,12 +93,18 @@ class ParticleES(abc.ABC):
             The mean loss of the particles, whose derivative is the estimate.
 
         Raises:
+            ValueError: If other tensors require a gradient than in the unroll before.
             RuntimeError: If the loss is not a scalar, the unroll uses tensors that derivatives are
                 asked for and that are not among `params`, or under `torch.func.vmap`.
         """
         return eagerly(self._unrolled, params)
 
     def _unrolled(self, params: Any) -> Tensor:
+        if is_batching():
+            raise RuntimeError(
+                f"`{type(self).__name__}` cannot be called under torch.func.vmap: it keeps the "
+                f"states of one computation; make one for each member of the batch"
+            )
         if self.horizon is not None and self._age == self.horizon:
             self.reset()
         arguments = Arguments((params,), (0,))
@@ -110,6 +117,12 @@ class ParticleES(abc.ABC):
         """Advance the particles; return their mean loss and the gradient."""
         noise = Gaussian()
         vectors = LeafVector.of(leaves)
+        sizes = [vector.size for vector in vectors]
+        if self._past is not None and sizes != [xi.shape[1] for xi in self._past]:
+            raise ValueError(
+                f"`params` must have the tensors that require a gradient of the unrolls before, of "
+                f"{[xi.shape[1] for xi in self._past]} entries, got {sizes}; call `reset` first"
+            )
 
         def draw() -> list[Tensor]:
             return noise.draw(leaves, seed, range(self.num_samples), Scratch())
@@ -155,13 +168,6 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> tuple[None, ...]:
         return (None,) * (len(tangents) - 2)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], es: ParticleES, *_: Any) -> Any:
-        raise RuntimeError(
-            f"`{type(es).__name__}` cannot be called under torch.func.vmap: it keeps the states of "
-            f"one computation; make one for each member of the batch"
-        )
 
 
 class _Given(Estimate):

@@ -31,6 +31,9 @@ class LeaveOneOut(SampledEstimator):
     signs = (1,)
     joint = True
 
+    def uses_value(self, values: Tensor) -> bool:
+        return len(values) == 1
+
     def weights(self, values: Tensor, value: float, sigma: float) -> Tensor:
         fitness = values[:, 0]
         if len(fitness) < 2:

@@ -24,7 +24,9 @@ class Forward(SampledEstimator):
     """
 
     signs = (1,)
-    uses_value = True
+
+    def uses_value(self, values: Tensor) -> bool:
+        return values.shape[1] == 1
 
     def signs_for(self, problem: Problem) -> tuple[int, ...]:
         evaluator = problem.objective.evaluator
