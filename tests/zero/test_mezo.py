@@ -68,7 +68,7 @@ def test_a_step_restores_every_bit(dtype: torch.dtype, shape: tuple[int, ...]) -
             w[2::50] = torch.inf
             w[3::50] = torch.nan
     before = w.detach().clone()
-    optimizer = MeZO([w], lr=0.0, sigma=0.1)
+    optimizer = MeZO([w], lr=0.0, sigma=1.0)
     moved = []
 
     def closure() -> Tensor:

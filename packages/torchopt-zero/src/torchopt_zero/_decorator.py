@@ -108,7 +108,7 @@ class Settings:
             return value
         if isinstance(sigma, Tensor) and len(perturbed) == len(leaves):
             constants.append(sigma)
-        estimate = _Sampling(self, objective, noise, perturbed, constants)
+        estimate = _Sampling(self, objective, noise, perturbed, constants, reads.largest)
         tensors = [*perturbed, *(constant.detach() for constant in constants)]
         return attach(estimate, value, draw_seed(self.generator), tensors)
 
@@ -123,11 +123,13 @@ class _Sampling(Estimate):
         noise: Noise,
         perturbed: list[Tensor],
         constants: list[Tensor],
+        largest: int,
     ) -> None:
         super().__init__(len(perturbed))
         self.settings = settings
         self.objective = objective
         self.noise = noise
+        self.largest = largest
         sigma = settings.sigma
         self.learns_sigma = any(tensor is sigma for tensor in perturbed)
         # Tensors of a transform do not outlive it: torch is given what they held in their place.
@@ -155,6 +157,7 @@ class _Sampling(Estimate):
             on_non_finite=settings.on_non_finite,
             workers=settings.workers,
             learns_sigma=self.learns_sigma,
+            largest=self.largest,
         )
         with ExitStack() as stack:
             stack.enter_context(self.surroundings.restored())
@@ -202,40 +205,71 @@ def zero_order(
 
     The function is only ever evaluated: it may branch, sort, or leave torch. Calling the decorated
     function evaluates it once; the backward pass evaluates it at perturbed arguments
-    :math:`x \pm \sigma z_i` and multiplies the estimate by the incoming cotangent.
+    :math:`x \pm \sigma z_i` and multiplies the estimate by the incoming cotangent. The same holds
+    for tangents in forward mode, and under the transforms of `torch.func`; under `vmap` each member
+    of the batch has an estimate of its own, and its ``randomness`` says whether they share noise.
+    `torch.compile` breaks its graph at the call.
+
+    The backward pass has the autocast and the default device of the forward pass. Whatever else the
+    function reads is a constant, tensors that it closes over included: one that is changed in place
+    before the backward pass raises there, and so does, at the call, one that was computed from
+    what requires a gradient, which would be lost. Parameters of a module may be used as they are.
+
+    For half precision, noise is drawn and summed up in float32; take a `sigma` well above the
+    spacing of the numbers that are perturbed.
 
     Args:
         distribution: Where :math:`z` comes from: a `torch.distributions.Distribution`, a function
-            from the shape of a tensor to noise of that shape, or :class:`LowRank`,
-            :class:`Gaussian`, :class:`Rademacher`. Zero mean and unit variance make the estimate
-            that of the gradient; a variance scales it. Distributions and functions must draw from
-            torch's global generators, which are seeded for them.
+            from the shape of a tensor to noise of that shape, or :class:`Orthogonal`,
+            :class:`Sobol`, :class:`LowRank`, :class:`Gaussian`, :class:`Rademacher`. Zero mean and
+            unit variance make the estimate that of the gradient; a variance scales it.
+            Distributions and functions must draw from torch's global generators, which are seeded
+            for them.
         method: The name of an estimator, or an :class:`Estimator`. Default: ``"naive"``.
         argnums: Which positional arguments are differentiated, each a tree of tensors. Those of
             their tensors that require a gradient are perturbed. Default: ``(0,)``.
         num_samples: How many perturbations are averaged. Default: 1.
-        sigma: The scale of the perturbations. Default: 1.0.
-        chunk_size: How many samples are in memory at once. Results do not depend on it. Default:
-            what a cache holds.
+        sigma: The scale of the perturbations, a number or a 0-dim tensor, read at each call. One
+            that requires a gradient is learned: it gets the gradient of the smoothed function,
+
+            .. math::
+                \frac{\partial}{\partial \sigma} \mathbb{E}\, f(x + \sigma z) = \mathbb{E}
+                \left[ \frac{f(x + \sigma z) - f(x)}{\sigma} (|z|^2 - d) \right],
+
+            for normal noise and the methods ``"naive"``, ``"forward"``, ``"antithetic"``,
+            ``"leave-one-out"``; if no tensor of the arguments requires a gradient, all are
+            perturbed then. Default: 1.0.
+        chunk_size: How many samples are evaluated at once, at most. Results do not depend on it.
+            Default: what a cache holds of the largest tensor that the function computes.
         vectorize: ``True`` to evaluate a chunk in one `torch.func.vmap`, ``False`` for a loop,
             ``None`` (default) for `vmap` until it fails on this function.
         generator: Draws the seed of each call. Default: torch's CPU generator.
         on_non_finite: What samples do whose value is NaN or infinite: ``"propagate"`` (default)
             into the gradient, ``"ignore"`` leaves them out, ``"raise"`` raises.
         workers: Which share of the samples to evaluate here; see :class:`Workers`.
+        randomness: What random numbers the function draws by itself, as for dropout, on every
+            device in use: ``"same"`` (default) for the evaluations that are subtracted from each
+            other, different ones for different samples; ``"different"`` for all. They come from the
+            seed of the call, and leave torch's generators as they were.
 
     Returns:
         A decorator. The decorated function returns the value of the original.
 
     Raises:
         TypeError: If an argument is of a wrong type; when called, if a differentiated argument
-            has no tensors or one that is not floating-point, or noise is not.
+            has no tensors or one that is not floating-point; when differentiated, if noise is not,
+            or not normal where `sigma` is learned.
         ValueError: If `method` is unknown, `num_samples` or `chunk_size` less than 1, `sigma` not
-            positive; when differentiated, if noise has a wrong shape.
+            positive; when differentiated, if noise has a wrong shape, or is other noise the second
+            time where a method draws it twice (`workers`, ``"leave-one-out"``,
+            ``"rank-shaped"``).
         IndexError: When called, if `argnums` is out of range.
-        RuntimeError: When called, if the function does not return a scalar tensor.
+        RuntimeError: When called, if the function does not return a scalar tensor, or uses a tensor
+            that derivatives are asked for and that is not among the arguments of `argnums`; when
+            differentiated, if a tensor has been changed in place; when differentiated twice.
         FloatingPointError: When differentiated, if values are not finite, where asked to raise, or
-            at every sample.
+            at every sample, or at the arguments themselves where these are not to be propagated and
+            the method subtracts that value.
 
     Example:
         >>> import torch, torchopt
@@ -247,6 +281,10 @@ def zero_order(
         >>> errors(x).backward()  # of the smoothed function: 2 N(x; 0, 0.25)
         >>> bool((x.grad - torch.tensor([1.56, 0.0])).abs().max() < 0.3)
         True
+
+    References:
+        S. Mohamed, M. Rosca, M. Figurnov, A. Mnih. Monte Carlo gradient estimation in machine
+        learning. JMLR 21 (2020), section 4, for both gradients.
     """
     numbers = check_argnums(argnums)
     settings = Settings(

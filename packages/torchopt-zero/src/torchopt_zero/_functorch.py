@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -71,6 +71,10 @@ def outside_of_batched_gradients() -> AbstractContextManager[object]:
 
     It marks a thread by a key that refuses random operations on any tensor, batched or not.
     """
-    keys = torch._C.DispatchKeySet(torch._C._parse_dispatch_key("VmapMode"))
-    guard: AbstractContextManager[object] = torch._C._ExcludeDispatchKeyGuard(keys)
+    key = torch._C._parse_dispatch_key("VmapMode")
+    if key is None:
+        return nullcontext()
+    guard: AbstractContextManager[object] = torch._C._ExcludeDispatchKeyGuard(
+        torch._C.DispatchKeySet(key)
+    )
     return guard

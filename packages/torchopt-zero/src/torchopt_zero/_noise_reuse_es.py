@@ -20,8 +20,9 @@ class NoiseReuseES(ParticleES):
         g_t = \frac{1}{n} \sum_i \frac{L_t^{i+} - L_t^{i-}}{2 \sigma} z_i.
 
     The sum over a computation is the estimate that evolution strategies make of the whole
-    computation, from evaluations of pieces. :class:`PersistentES` draws anew in each piece, and its
-    variance grows with their number; this one's does not.
+    computation, from evaluations of pieces. :class:`PersistentES` draws anew in each piece, so its
+    variance has the influence of :math:`\theta` through every piece by itself; this one's has that
+    of their sum, which is smaller, above all where they oppose each other.
 
     Args:
         unroll: From the parameters, a tree, and a state, a tree of tensors, to the next state and a

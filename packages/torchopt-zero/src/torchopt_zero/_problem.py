@@ -17,8 +17,9 @@ from torchopt_zero._workers import Workers
 
 OnNonFinite = Literal["propagate", "ignore", "raise"]
 
-# Noise of one tile, in numbers: what stays in a CPU's cache, and what fills a GPU.
-_TILE_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
+# What is worked on at once, in numbers: what stays in a CPU's cache, and what fills a GPU.
+_BUDGETS = {"cuda": 2**24}
+_BUDGET = 2**20
 
 
 class Objective:
@@ -54,6 +55,8 @@ class Problem:
     workers: Workers | None = None
     # whether the gradient with respect to sigma is asked for
     learns_sigma: bool = False
+    # how many numbers the function computes at once, at a point
+    largest: int = 0
 
     def tiles(self, elements: int, count: int | None = None) -> list[range]:
         """Cut the samples into the ranges whose noise is drawn, and summed up, in one go.
@@ -65,15 +68,18 @@ class Problem:
             count: How many there are. Default: `num_samples`.
         """
         count = self.num_samples if count is None else count
-        budget = _TILE_ELEMENTS.get(self.leaves[0].device.type, 2**18)
-        size = max(2 if elements <= LARGEST_BATCHED else 1, budget // max(1, elements))
+        size = max(2 if elements <= LARGEST_BATCHED else 1, self._budget // max(1, elements))
         return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
-    def pieces(self, samples: range) -> Iterator[range]:
-        """Cut samples into ranges that fit the bound on memory."""
-        size = self.chunk_size or max(1, len(samples))
+    def pieces(self, samples: range, runs: int) -> Iterator[range]:
+        """Cut samples into the ranges that are evaluated at once, each so many times."""
+        size = self.chunk_size or max(2, self._budget // max(1, self.largest * runs))
         for start in range(samples.start, samples.stop, size):
             yield range(start, min(start + size, samples.stop))
+
+    @property
+    def _budget(self) -> int:
+        return _BUDGETS.get(self.leaves[0].device.type, _BUDGET)
 
     def evaluate(
         self,
@@ -91,7 +97,7 @@ class Problem:
         """
         scales = [sign * self.sigma for sign in signs]
         values = []
-        for piece in self.pieces(samples):
+        for piece in self.pieces(samples, len(signs)):
             part = drawn
             if piece != tile:
                 rows = slice(piece.start - tile.start, piece.stop - tile.start)

@@ -25,6 +25,8 @@ class Reads(TorchFunctionMode):
         self._made = {id(tensor): weakref.ref(tensor) for tensor in given}
         self._found: dict[int, tuple[Tensor, int]] = {}
         self._level = _functorch.current_level()
+        # the entries of the largest tensor that torch returned
+        self.largest = 0
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -35,6 +37,7 @@ class Reads(TorchFunctionMode):
         output = func(*args, **kwargs)
         for tensor in _tensors(output):
             if id(tensor) not in self._found:
+                self.largest = max(self.largest, tensor.numel())
                 self._made[id(tensor)] = weakref.ref(tensor)
         return output
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,8 +56,8 @@ class Sobol(DenseNoise):
             return
         with torch.device("cpu"):
             key = counter_seed(seed, vector.members[0])
-            engine = SobolEngine(size, scramble=True, seed=key)
-            engine.fast_forward(samples.start)  # type: ignore[no-untyped-call]
+            engine: Any = SobolEngine(size, scramble=True, seed=key)  # type: ignore[no-untyped-call]
+            engine.fast_forward(samples.start)
             numbers = engine.draw(count, dtype=torch.float64)
         # the middles of intervals, never 0 or 1
         numbers = numbers.add_(0.5 * 2.0**-SobolEngine.MAXBIT).mul_(2).sub_(1)

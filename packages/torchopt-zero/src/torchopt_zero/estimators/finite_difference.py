@@ -41,7 +41,7 @@ class FiniteDifference(Estimator):
             return [*leaves[:position], *one, *leaves[position + 1 :]]
 
         for tile in problem.tiles(leaf.numel(), leaf.numel()):
-            for coordinates in problem.pieces(tile):
+            for coordinates in problem.pieces(tile, 2):
                 count = len(coordinates)
                 here = entries[coordinates.start : coordinates.stop]
                 ends = [(here.double() + sign * problem.sigma).to(leaf) for sign in (1, -1)]
