@@ -131,7 +131,7 @@ class _Sums:
             # The expectation of |z|^2 - d is 0, so a constant does not matter but for the variance.
             runs = kept[:, : len(self.estimator.signs)].mean(1)
             slopes[keep] = (runs - problem.value) / problem.sigma
-        self.kept += int(keep.sum())
+        self.kept += len(kept)
         return weights, slopes
 
     def add_weighted(self, drawn: object, weights: Tensor, slopes: Tensor) -> None:

@@ -127,12 +127,12 @@ class Problem:
         )
         return found.to("cpu", torch.float64)
 
-    def keep(self, values: Tensor) -> Tensor:
+    def keep(self, values: Tensor) -> Tensor | slice:
         """Return which rows of values enter the estimate."""
         if self.on_non_finite == "ignore":
             return values.isfinite().all(dim=1)
         self.check_finite(values)
-        return torch.ones(len(values), dtype=torch.bool, device="cpu")
+        return slice(None)
 
     def check_finite(self, values: Tensor) -> None:
         """Raise, if that is asked for, at rows of values that are not finite."""
