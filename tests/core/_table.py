@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import functools
 import io
@@ -41,7 +42,8 @@ class Case(NamedTuple):
     lr: float
     # what it takes: "real" numbers alone, a "matrix" for each leaf, all leaves as one ("joint"),
     # the "loss" at other parameters, "every" leaf in each step, leaves that are "filled"; it is
-    # "rough" if it computes in bfloat16, and "branches" on values
+    # "rough" if it computes in bfloat16, and "branches" on values; "one rate" serves all elements
+    # of a leaf; of the gradients it uses but the "signs"
     kind: frozenset[str] = frozenset()
 
     def make_params(self, dtype: torch.dtype = torch.float64) -> Tensors:
@@ -312,6 +314,139 @@ class MuonOfTorch(torch.optim.Optimizer):
             part.step()
 
 
+def in_double(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """torch's optimizer, with what depends on the steps alone in double precision."""
+
+    class InDouble(kind):
+        def step(self) -> None:
+            before = torch.get_default_dtype()
+            torch.set_default_dtype(torch.float64)
+            try:
+                super().step()
+            finally:
+                torch.set_default_dtype(before)
+
+    return InDouble
+
+
+def textbook(formula: Callable[..., torch.Tensor]) -> Callable[..., torch.optim.Optimizer]:
+    """An optimizer that reads as its formula.
+
+    It is ``(x, g, state, t, **hyperparameters) -> x`` for a leaf, in real numbers; the state is a
+    dict that begins with zeros for whatever is looked up.
+    """
+
+    class Textbook(torch.optim.Optimizer):
+        def __init__(self, params: Any, lr: float, **kwargs: Any) -> None:
+            super().__init__(params, {"lr": lr, "kwargs": kwargs})
+            self.known: dict[torch.Tensor, Any] = {}
+
+        @torch.no_grad()
+        def step(self) -> None:
+            for group in self.param_groups:
+                kwargs = dict(group["kwargs"])
+                sign = -1 if kwargs.pop("maximize", False) else 1
+                for p in (p for p in group["params"] if p.grad is not None):
+                    state = self.known.setdefault(p, collections.defaultdict(float))
+                    state["t"] += 1
+                    x = _real(p)
+                    args = x.clone(), sign * _real(p.grad), state, state["t"]
+                    x.copy_(formula(*args, lr=group["lr"], **kwargs))
+
+    return Textbook
+
+
+def textbook_adabelief(x, g, s, t, lr, betas, eps, weight_decay):
+    b1, b2 = betas
+    s["m"] = b1 * s["m"] + (1 - b1) * g
+    s["s"] = b2 * s["s"] + (1 - b2) * (g - s["m"]) ** 2 + eps
+    u = s["m"] / (1 - b1**t) / ((s["s"] / (1 - b2**t)) ** 0.5 + eps)
+    return x - lr * (u + weight_decay * x)
+
+
+def textbook_yogi(x, g, s, t, lr, betas, eps, weight_decay):
+    b1, b2 = betas
+    if t == 1:
+        s["m"] = s["v"] = 1e-6
+    g = g + weight_decay * x
+    s["m"] = b1 * s["m"] + (1 - b1) * g
+    s["v"] = s["v"] - (1 - b2) * torch.sign(s["v"] - g**2) * g**2
+    return x - lr * s["m"] / (1 - b1**t) / ((s["v"] / (1 - b2**t)) ** 0.5 + eps)
+
+
+def textbook_laprop(x, g, s, t, lr, betas, eps, weight_decay):
+    b1, b2 = betas
+    s["v"] = b2 * s["v"] + (1 - b2) * g**2
+    s["m"] = b1 * s["m"] + (1 - b1) * g / ((s["v"] / (1 - b2**t)) ** 0.5 + eps)
+    return x - lr * (s["m"] / (1 - b1**t) + weight_decay * x)
+
+
+def textbook_adan(x, g, s, t, lr, betas, eps, weight_decay):
+    b1, b2, b3 = betas
+    d = g - s["g"] if t > 1 else 0 * g
+    s["g"] = g.clone()
+    s["m"] = b1 * s["m"] + (1 - b1) * g
+    s["d"] = b2 * s["d"] + (1 - b2) * d
+    s["n"] = b3 * s["n"] + (1 - b3) * (g + b2 * d) ** 2
+    u = s["m"] / (1 - b1**t) + b2 * s["d"] / (1 - b2**t)
+    return x - lr * (u / ((s["n"] / (1 - b3**t)) ** 0.5 + eps) + weight_decay * x)
+
+
+def textbook_signum(x, g, s, t, lr, momentum, weight_decay):
+    s["m"] = momentum * s["m"] + (1 - momentum) * g
+    return x - lr * (s["m"].sign() + weight_decay * x)
+
+
+def textbook_qhm(x, g, s, t, lr, momentum, nu, weight_decay):
+    g = g + weight_decay * x
+    s["m"] = momentum * s["m"] + (1 - momentum) * g
+    return x - lr * ((1 - nu) * g + nu * s["m"])
+
+
+def textbook_qhadam(x, g, s, t, lr, betas, nus, eps, weight_decay):
+    (b1, b2), (n1, n2) = betas, nus
+    g = g + weight_decay * x
+    s["m"] = b1 * s["m"] + (1 - b1) * g
+    s["v"] = b2 * s["v"] + (1 - b2) * g**2
+    above = (1 - n1) * g + n1 * s["m"] / (1 - b1**t)
+    below = (1 - n2) * g**2 + n2 * s["v"] / (1 - b2**t)
+    return x - lr * above / (below**0.5 + eps)
+
+
+def size(x: torch.Tensor) -> torch.Tensor:
+    return x.square().sum().sqrt()
+
+
+def _ratio(above: torch.Tensor, below: torch.Tensor) -> Any:
+    return above / below if above > 0 and below > 0 else 1.0
+
+
+def textbook_lars(x, g, s, t, lr, momentum, weight_decay, trust_coefficient, eps):
+    below = size(g) + weight_decay * size(x)
+    ratio = trust_coefficient * size(x) / (below + eps) if size(x) > 0 and below > 0 else 1.0
+    s["b"] = momentum * s["b"] + ratio * (g + weight_decay * x)
+    return x - lr * s["b"]
+
+
+def textbook_lamb(x, g, s, t, lr, betas, eps, weight_decay):
+    b1, b2 = betas
+    s["m"] = b1 * s["m"] + (1 - b1) * g
+    s["v"] = b2 * s["v"] + (1 - b2) * g**2
+    u = s["m"] / (1 - b1**t) / ((s["v"] / (1 - b2**t)) ** 0.5 + eps) + weight_decay * x
+    return x - lr * _ratio(size(x), size(u)) * u
+
+
+def textbook_fromage(x, g, s, t, lr):
+    return (x - lr * _ratio(size(x), size(g)) * g) / (1 + lr**2) ** 0.5
+
+
+def _by_formula(name: str, formula: Callable[..., torch.Tensor]) -> Family:
+    """The three faces of an optimizer by the name of its class, held against a formula."""
+    functional = getattr(torchopt, name.lower())
+    faces = getattr(torchopt, name), getattr(torchopt, f"Meta{name}")
+    return Family(functional, *faces, textbook(formula))
+
+
 def bare_or_rest(params: Any) -> Any:
     """Labels: matrices and vectors, and scalars."""
     return optree.tree_map(
@@ -374,6 +509,19 @@ RADAM = Family(torchopt.radam, torchopt.RAdam, torchopt.MetaRAdam, torch.optim.R
 RMSPROP = Family(torchopt.rmsprop, torchopt.RMSprop, torchopt.MetaRMSprop, torch.optim.RMSprop)
 
 LION = Family(torchopt.lion, torchopt.Lion, torchopt.MetaLion, TextbookLion)
+NADAM = Family(torchopt.nadam, torchopt.NAdam, torchopt.MetaNAdam, in_double(torch.optim.NAdam))
+ASGD = Family(torchopt.asgd, torchopt.ASGD, torchopt.MetaASGD, in_double(torch.optim.ASGD))
+RPROP = Family(torchopt.rprop, torchopt.Rprop, torchopt.MetaRprop, torch.optim.Rprop)
+ADABELIEF = _by_formula("AdaBelief", textbook_adabelief)
+YOGI = _by_formula("Yogi", textbook_yogi)
+LAPROP = _by_formula("LaProp", textbook_laprop)
+ADAN = _by_formula("Adan", textbook_adan)
+SIGNUM = _by_formula("Signum", textbook_signum)
+QHM = _by_formula("QHM", textbook_qhm)
+QHADAM = _by_formula("QHAdam", textbook_qhadam)
+LARS = _by_formula("LARS", textbook_lars)
+LAMB = _by_formula("LAMB", textbook_lamb)
+FROMAGE = _by_formula("Fromage", textbook_fromage)
 MUON = Family(
     torchopt.muon,
     lambda params, **kwargs: torchopt.Optimizer(params, torchopt.muon(**kwargs)),  # batches, too
@@ -492,6 +640,20 @@ CASES_OF_CORE = [
     _row("lion", LION, TextbookLion, betas=(0.8, 0.95)),
     _row("lion-decay", LION, TextbookLion, betas=(0.8, 0.95), weight_decay=0.5, maximize=True),
 ]
+CASES_OF_CORE += [
+    _row("nadam", NADAM),
+    _row("nadam-decay", NADAM, betas=(0.7, 0.95), eps=1e-3, weight_decay=0.1, momentum_decay=0.1),
+    _row("adabelief", ADABELIEF, betas=(0.7, 0.95), eps=1e-3, weight_decay=0.1, maximize=True),
+    _row("yogi", YOGI, betas=(0.7, 0.95), eps=1e-2, weight_decay=0.1),
+    _row("laprop", LAPROP, betas=(0.7, 0.95), eps=1e-3, weight_decay=0.1),
+    _row("adan", ADAN, betas=(0.7, 0.8, 0.95), eps=1e-3, weight_decay=0.1, maximize=True),
+    _row("signum", SIGNUM, momentum=0.7, weight_decay=0.1, kind=["signs"]),
+    _row("qhm", QHM, momentum=0.8, nu=0.6, weight_decay=0.1),
+    _row("qhadam", QHADAM, betas=(0.7, 0.95), nus=(0.6, 0.8), eps=1e-3, weight_decay=0.1),
+    _row("asgd", ASGD, lambd=0.1, alpha=0.5, t0=2.0, weight_decay=0.1, kind=["one rate"]),
+    _row("rprop", RPROP, etas=(0.4, 1.5), step_sizes=(0.01, 0.2), kind=["signs"]),
+    _row("nadam-decoupled", NADAM, decoupled_weight_decay=True, weight_decay=0.5, maximize=True),
+]
 # of other kinds
 CASES_OF_KINDS = [
     _row("muon", MUON, weight_decay=0.2, kind=["matrix", "real", "rough"]),
@@ -519,6 +681,9 @@ CASES_OF_KINDS = [
         lr=0.2,
         kind=["real", "filled"],
     ),
+    _row("lars", LARS, momentum=0.8, weight_decay=0.2, trust_coefficient=0.5, eps=0.1),
+    _row("lamb", LAMB, betas=(0.7, 0.95), eps=1e-3, weight_decay=0.1, maximize=True),
+    _row("fromage", FROMAGE, lr=0.3),
     _row("prodigy", PRODIGY, prodigy_of_its_authors, lr=1.0, d0=0.01),
     _row(
         "prodigy-all",

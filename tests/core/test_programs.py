@@ -308,38 +308,6 @@ class ValueNetwork(nn.Module):
         return self.fc(x)
 
 
-def test_discount_learning(capsys: pytest.CaptureFixture[str]) -> None:
-    torch.manual_seed(0)
-    inner_iters = 1
-    outer_iters = 300
-    net = ValueNetwork()
-    inner_optimizer = torchopt.MetaSGD(net, lr=5e-1)
-    gamma = torch.zeros(9, requires_grad=True)
-    meta_optimizer = torchopt.SGD([gamma], lr=5e-1)
-    net_state = torchopt.extract_state_dict(net)
-    for i in range(outer_iters):
-        for _ in range(inner_iters):
-            trajectory, state = Rollout.get()
-            backup = Rollout.rollout(trajectory, torch.sigmoid(gamma))
-            pred_value = net(state.float())
-            loss = F.mse_loss(pred_value, backup)
-            inner_optimizer.step(loss)
-        trajectory, state = Rollout.get()
-        pred_value = net(state.float())
-        backup = Rollout.rollout(trajectory, torch.ones_like(gamma))
-        loss = F.mse_loss(pred_value, backup)
-        meta_optimizer.zero_grad()
-        loss.backward()
-        meta_optimizer.step()
-        torchopt.recover_state_dict(net, net_state)
-        if i % 100 == 0:
-            with torch.no_grad():
-                print(f"epoch {i} | gamma: {torch.sigmoid(gamma)}")
-    assert capsys.readouterr().out.count("epoch") == 3
-    assert (gamma.detach().abs() > 1e-2).all()
-    assert gamma.isfinite().all()
-
-
 @pytest.mark.usefixtures("float64")
 def test_meta_gradient_of_discount_learning_equals_finite_differences() -> None:
     """With the bootstrapped values held, as the program does by cutting the graph there."""

@@ -263,6 +263,25 @@ def test_a_parameter_without_state_in_a_state_dict_starts_fresh() -> None:
     assert [optimizer.state[p]["step"].item() for p in (first, second)] == [2, 1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_adagrad_that_has_not_stepped_resumes_in_torch_and_here(dtype: torch.dtype) -> None:
+    x = torch.tensor([1.0, -2.0], dtype=dtype)
+    first = torchopt.Adagrad([x.clone().requires_grad_()], initial_accumulator_value=0.5)
+    reference = torch.optim.Adagrad([x.clone().requires_grad_()], initial_accumulator_value=0.5)
+    assert_same(first.state_dict()["state"][0]["sum"], reference.state_dict()["state"][0]["sum"])
+    for kind in (torch.optim.Adagrad, torchopt.Adagrad):
+        expected, found = x.clone().requires_grad_(), x.clone().requires_grad_()
+        resumed = kind([found])
+        resumed.load_state_dict(first.state_dict())
+        for leaf, optimizer in (
+            (expected, torch.optim.Adagrad([expected], initial_accumulator_value=0.5)),
+            (found, resumed),
+        ):
+            leaf.grad = torch.ones_like(x)
+            optimizer.step()
+        torch.testing.assert_close(found, expected)
+
+
 def test_unusable_hyperparameters_are_refused_and_change_nothing() -> None:
     packed = stepped(torchopt.Adam, *SHAPES).state_dict()
     packed["param_groups"][0]["lr"] = -1.0

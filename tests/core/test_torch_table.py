@@ -12,6 +12,9 @@ from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_
 
 import torchopt
 
+# where torch keeps numbers in tensors, they have the default precision
+pytestmark = pytest.mark.usefixtures("float64")
+
 OURS = {info.optim_cls: getattr(torchopt, info.optim_cls.__name__, None) for info in optim_db}
 TABLE = [info for info in optim_db if OURS[info.optim_cls] is not None]
 # options that torch 2.15 has and we have not
@@ -81,6 +84,8 @@ def step(optimizer: torch.optim.Optimizer, closure: Any, times: int) -> None:
 def test_every_optimizer_that_both_have_is_in_the_table() -> None:
     names = {info.optim_cls.__name__ for info in TABLE}
     assert names == {
+        "ASGD",
+        "Rprop",
         "Adadelta",
         "Adafactor",
         "Adagrad",
@@ -89,6 +94,7 @@ def test_every_optimizer_that_both_have_is_in_the_table() -> None:
         "Adamax",
         "LBFGS",
         "Muon",
+        "NAdam",
         "RAdam",
         "RMSprop",
         "SGD",

@@ -87,11 +87,12 @@ def test_the_estimate_is_that_of_the_dense_perturbations(rank: int) -> None:
     )
     weights = (plus - minus) / (2 * sigma * samples)
 
-    from torchopt_zero._problem import Batching, Objective, Problem
+    from torchopt_zero._evaluator import Evaluator
+    from torchopt_zero._problem import Objective, Problem
     from torchopt_zero.estimators import Antithetic
 
     problem = Problem(
-        objective=Objective(lambda leaves: loss(*leaves), Batching(True)),
+        objective=Objective(lambda leaves: loss(*leaves), Evaluator(True, "same")),
         leaves=[w, b],
         value=0.0,
         noise=LowRank(rank),

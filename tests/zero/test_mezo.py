@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from torchopt_zero import MeZO, Workers
 from torchopt_zero._mezo import _SLICE
+from torchopt_zero._rounding import perturb
 
 
 def noise_of(parameter: Tensor, sigma: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -54,6 +55,63 @@ def test_a_step_is_the_formula(weight_decay: float) -> None:
     assert w.grad is None
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (33, 5), (2 * _SLICE + 3,)])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.complex64]
+)
+def test_a_step_restores_every_bit(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    w = nn.Parameter(torch.randn(shape, dtype=dtype))
+    with torch.no_grad():
+        if w.ndim:
+            w[::7] *= 1e-6  # much smaller than the noise
+            w[1::7] = 0
+            w[2::50] = torch.inf
+            w[3::50] = torch.nan
+    before = w.detach().clone()
+    optimizer = MeZO([w], lr=0.0, sigma=1.0)
+    moved = []
+
+    def closure() -> Tensor:
+        moved.append(not torch.equal(w.detach().nan_to_num(), before.nan_to_num()))
+        return torch.zeros(())
+
+    for _ in range(3):
+        optimizer.step(closure)
+    assert moved == [w.numel() > 0] * 6
+    as_bytes = [x.detach().reshape(-1).view(torch.uint8) for x in (before, w)]
+    assert torch.equal(*as_bytes)
+
+
+def test_half_precision_does_not_drift() -> None:
+    w = nn.Parameter(torch.linspace(-0.5, 0.5, 64, dtype=torch.bfloat16))
+    before = w.detach().clone()
+    optimizer = MeZO([w], lr=0.0)
+    for _ in range(1000):
+        optimizer.step(lambda: w.float().sum())
+    assert torch.equal(w.detach(), before)
+
+
+def test_what_rounding_takes_away_is_kept_in_little_memory() -> None:
+    flat = torch.empty(2**16).uniform_(-1 / 32, 1 / 32)  # as layers with 1024 inputs begin
+    for dtype in (torch.float32, torch.bfloat16):
+        lost = perturb(flat.to(dtype), torch.randn(2**16), 1e-3)
+        kept = lost.codes.numel() + lost.entries.numel() * dtype.itemsize
+        assert kept < 0.2 * 2**16 * dtype.itemsize
+
+
+def test_a_step_of_half_precision_rounds_once() -> None:
+    start = torch.linspace(0.5, 2.0, 50)
+    w = nn.Parameter(start.bfloat16())
+    wide = nn.Parameter(w.detach().float())
+    found = []
+    for parameter in (w, wide):
+        values = iter([3.0, 1.0])
+        optimizer = MeZO([parameter], 0.05, 0.5, 0.1, generator=torch.Generator().manual_seed(2))
+        optimizer.step(lambda values=values: torch.tensor(next(values)))
+        found.append(parameter.detach())
+    assert torch.equal(found[0], found[1].bfloat16())
+
+
 def test_groups_have_their_own_numbers_and_frozen_parameters_stay() -> None:
     a, b = (nn.Parameter(torch.ones(4)) for _ in range(2))
     frozen = nn.Parameter(torch.ones(4), requires_grad=False)
@@ -89,7 +147,10 @@ def test_a_failure_puts_the_parameters_back(when: int) -> None:
 
     with pytest.raises(KeyError, match="mine"):
         MeZO([w], lr=1.0, sigma=1.0).step(closure)
-    torch.testing.assert_close(w.detach(), torch.ones(4, dtype=torch.float64))
+    assert torch.equal(w.detach(), torch.ones(4, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match="`output` must be a tensor"):
+        MeZO([w], lr=1.0, sigma=1.0).step(lambda: 1.0)  # type: ignore[arg-type,return-value]
+    assert torch.equal(w.detach(), torch.ones(4, dtype=torch.float64))
     with pytest.raises(FloatingPointError, match="the loss is not finite: nan and nan"):
         MeZO([w], lr=1.0, sigma=1.0).step(lambda: w.sum() * torch.nan)
     torch.testing.assert_close(w.detach(), torch.ones(4, dtype=torch.float64))

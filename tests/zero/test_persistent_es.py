@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from torchopt_zero import PersistentES
+from torchopt_zero import NoiseReuseES, PersistentES
 
 SIZE, POSITIVE = 23, 10
 TRANSITION = torch.eye(SIZE) / 2 + torch.diag(torch.full((SIZE - 1,), 0.5), 1)
@@ -74,13 +75,14 @@ def geometric(rate: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     return state, (state * state).sum()
 
 
+@pytest.mark.parametrize("kind", [PersistentES, NoiseReuseES])
 @pytest.mark.parametrize("vectorize", [True, False])
-def test_the_sum_over_a_horizon_is_the_full_gradient(vectorize: bool) -> None:
-    """Of the smoothed objective; its perturbation is fresh in each unroll."""
+def test_the_sum_over_a_horizon_is_the_full_gradient(kind: Any, vectorize: bool) -> None:
+    """Of the smoothed objective, whether or not its perturbation is fresh in each unroll."""
     horizon, sigma, repeats = 4, 0.05, 60
     rate = torch.tensor([0.3, -0.5], dtype=torch.float64, requires_grad=True)
     start = torch.ones(2, dtype=torch.float64)
-    persistent = PersistentES(
+    persistent = kind(
         geometric, start, num_samples=50, sigma=sigma, horizon=horizon, vectorize=vectorize
     )
     found = []
@@ -144,3 +146,43 @@ def test_a_loss_that_is_no_scalar() -> None:
     persistent = PersistentES(lambda x, state: (state, x), torch.ones(2))
     with pytest.raises(RuntimeError, match="`output` must be a scalar tensor"):
         persistent(torch.ones(2, requires_grad=True))
+
+
+def alternating(rate: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Any, Tensor]:
+    total, sign = state
+    total = total + sign * rate
+    return (total, -sign), total.sum()
+
+
+def test_reused_noise_sees_the_sum_of_influences() -> None:
+    """Li et al. (2023), section 4: noise drawn anew pays for each of them by itself."""
+    for kind, exact in ((NoiseReuseES, True), (PersistentES, False)):
+        es = kind(alternating, (torch.zeros(3), torch.ones(())), num_samples=10, sigma=0.1)
+        rate = torch.zeros(3, requires_grad=True)
+        found = [torch.autograd.grad(es(rate), rate)[0] for _ in range(8)]
+        # after an even number of pieces the influences of the parameters cancel
+        assert (torch.stack(found[1::2]).abs().max() < 1e-5) == exact
+        assert all(gradient.abs().max() > 0.1 for gradient in found[::2])
+
+
+def test_noise_is_reused_until_the_computation_starts_again() -> None:
+    seen = []
+
+    def watch(x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(x.clone())
+        return state, x.sum()
+
+    es = NoiseReuseES(watch, torch.zeros(()), horizon=2, vectorize=False)
+    x = torch.zeros(2, requires_grad=True)
+    for _ in range(4):
+        es(x)
+    assert torch.equal(seen[0], -seen[1])
+    assert all(torch.equal(seen[i], seen[i + 2]) for i in (0, 1, 4, 5))
+    assert not torch.equal(seen[0], seen[4])
+
+
+def test_computed_tensors_that_are_closed_over_are_refused() -> None:
+    scale = torch.tensor(2.0, requires_grad=True) * 1
+    es = PersistentES(lambda x, state: (state, scale * x.sum()), torch.zeros(()))
+    with pytest.raises(RuntimeError, match="that derivatives are asked for"):
+        es(torch.zeros(2, requires_grad=True))

@@ -128,13 +128,13 @@ def test_rank_shaping_ignores_monotone_transformations() -> None:
         x = AT.clone().requires_grad_()
         generator = torch.Generator().manual_seed(1)
         decorate = torchopt.diff.zero_order(
-            torch.randn, "rank-shaped", num_samples=32, generator=generator
+            torch.randn, "rank-shaped", num_samples=256, generator=generator
         )
         decorate(lambda x, transform=transform: transform(linear(x)))(x).backward()
         gradients.append(x.grad)
     assert torch.equal(gradients[0], gradients[1])
     assert torch.equal(gradients[0], gradients[2])
-    assert torch.cosine_similarity(gradients[0].flatten(), SLOPE.flatten(), dim=0) > 0.8
+    assert torch.cosine_similarity(gradients[0].flatten(), SLOPE.flatten(), dim=0) > 0.9
 
 
 def test_finite_differences_are_exact_to_rounding_on_quadratics() -> None:

@@ -18,8 +18,8 @@ from torchopt._module_state import (
     carry_tree,
     containers,
     reject_target,
-    submodules,
 )
+from torchopt._submodules import submodules
 from torchopt.base import GradientTransformation
 from torchopt.nn._meta_gradient_module import MetaGradientModule
 from torchopt.optim.meta import MetaOptimizer
@@ -91,8 +91,8 @@ def _cut_holder(holder: ModuleState | nn.Module | MetaOptimizer) -> None:
     if isinstance(holder, ModuleState):
         dicts = [*holder.params, *holder.buffers]
     else:
-        found = [*containers(holder, "parameters"), *containers(holder, "buffers")]
-        dicts = [container.entries for container in found]
+        params, buffers = containers(holder)
+        dicts = [container.entries for container in [*params, *buffers]]
     for entries in dicts:
         entries.update({k: cut(x) for k, x in entries.items() if x is not None})
 

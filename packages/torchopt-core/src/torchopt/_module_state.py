@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import optree
 import torch
 from torch import nn
 
+from torchopt._submodules import submodules
 from torchopt.optim.meta import MetaOptimizer
 
 if TYPE_CHECKING:
@@ -115,32 +116,16 @@ class Container(NamedTuple):
         return {name: carry(x) for name, x in self.tensors().items()}
 
 
-def _is_tensor(x: object) -> bool:
-    return x is not None
-
-
-def submodules(module: nn.Module) -> list[nn.Module]:
-    """Return what `module.modules()` yields, sooner."""
-    found: dict[nn.Module, None] = {}
-
-    def visit(x: nn.Module) -> None:
-        found[x] = None
-        for child in x._modules.values():
-            if child is not None and child not in found:
-                visit(child)
-
-    visit(module)
-    return list(found)
-
-
-def containers(module: nn.Module, kind: Literal["parameters", "buffers"]) -> list[Container]:
-    """Return the containers of ``module`` that hold a tensor, in the order of its modules."""
-    attribute = f"_{kind}"
-    return [
-        Container(module, submodule, entries)
-        for submodule in submodules(module)
-        if (entries := getattr(submodule, attribute)) and any(map(_is_tensor, entries.values()))
-    ]
+def containers(module: nn.Module) -> tuple[list[Container], list[Container]]:
+    """Return what holds parameters and what holds buffers, in the order of the modules."""
+    params: list[Container] = []
+    buffers: list[Container] = []
+    for submodule in submodules(module):
+        kinds: Any = (submodule._parameters, params), (submodule._buffers, buffers)
+        for entries, found in kinds:
+            if entries and not all(x is None for x in entries.values()):
+                found.append(Container(module, submodule, entries))
+    return params, buffers
 
 
 @overload
@@ -225,8 +210,9 @@ def extract_state_dict(
     if not isinstance(target, nn.Module):
         raise reject_target(target, "an nn.Module or a MetaOptimizer")
     carry_buffer = carrier("deepcopy", device) if detach_buffers else carry
-    params = containers(target, "parameters")
-    buffers = containers(target, "buffers") if with_buffers else []
+    params, buffers = containers(target)
+    if not with_buffers:
+        buffers = []
     state = ModuleState(
         params=tuple(container.carried(carry) for container in params),
         buffers=tuple(container.carried(carry_buffer) for container in buffers),
@@ -296,19 +282,19 @@ def recover_state_dict(
             f"got {type(state).__name__}"
         )
     # 0.7 kept empty dicts for submodules that have names, but no tensors
-    state = state._replace(
-        params=tuple(filter(None, state.params)), buffers=tuple(filter(None, state.buffers))
-    )
-    params = containers(target, "parameters")
-    buffers = containers(target, "buffers") if state.buffers else []
-    _check_same(target, "parameters", params, state.params)
-    _check_same(target, "buffers", buffers, state.buffers)
-    for container, saved in zip(params, state.params, strict=True):
+    saved_params = [x for x in state.params if x]
+    saved_buffers = [x for x in state.buffers if x]
+    params, buffers = containers(target)
+    _check_same(target, "parameters", params, saved_params)
+    if not saved_buffers:
+        buffers = []
+    _check_same(target, "buffers", buffers, saved_buffers)
+    for container, saved in zip(params, saved_params, strict=True):
         container.entries.update(saved)
     if not buffers:
         return
     clone = carrier("copy", device=None)
-    for container, saved in zip(buffers, state.buffers, strict=True):
+    for container, saved in zip(buffers, saved_buffers, strict=True):
         for name, buffer in saved.items():
             if container.entries[name] is not buffer:
                 container.entries[name] = clone(buffer)
@@ -318,7 +304,7 @@ def _check_same(
     target: nn.Module,
     kind: str,
     held: list[Container],
-    saved: tuple[dict[str, torch.Tensor], ...],
+    saved: Sequence[dict[str, torch.Tensor]],
 ) -> None:
     problem = f"`state` is not a state of this {type(target).__name__}"
     if len(held) != len(saved):
@@ -329,10 +315,10 @@ def _check_same(
         )
     for container, tensors in zip(held, saved, strict=True):
         own = container.tensors()
-        if own.keys() == tensors.keys() and all(
-            own[name].shape == x.shape for name, x in tensors.items()
-        ):
-            continue
+        if own.keys() == tensors.keys():
+            pairs = [(own[name], x) for name, x in tensors.items()]
+            if not [1 for x, y in pairs if x is not y and x.shape != y.shape]:
+                continue
         raise ValueError(
             f"{problem}: the {kind} of {container.owner} are {_shapes(own)} in the module and "
             f"{_shapes(tensors)} in the state"

@@ -26,6 +26,7 @@ __all__ = [
     "fields_of",
     "moment",
     "nested",
+    "number",
     "per_leaf",
     "record",
     "shared",
@@ -64,6 +65,8 @@ class Field(NamedTuple):
     begins_as_params: bool = False
     #: The value where a state dict has the other entries of the record, but not this one.
     missing: float | None = None
+    #: Whether it is a number that depends on the steps alone.
+    is_number: bool = False
 
     @property
     def is_shared(self) -> bool:
@@ -98,6 +101,14 @@ def per_leaf(entry: str, missing: float | None = None) -> Field:
         missing: The value to assume where a state dict lacks this entry alone.
     """
     return Field(Kind.PER_LEAF, entry, missing=missing)
+
+
+def number(entry: str) -> Field:
+    """Declare a field that holds a number for each leaf: 0-dim, float64, on the CPU.
+
+    So it is computed in double precision, and read without waiting for a device.
+    """
+    return Field(Kind.PER_LEAF, entry, is_number=True)
 
 
 def shared(entry: str) -> Field:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Literal
 
+import optree
 import torch
 from torch import Tensor
 
 from torchopt.typing import Samplable, SampleFunc
-from torchopt_zero._cotangent import scale_gradient
+from torchopt_zero._eagerly import eagerly
+from torchopt_zero._estimate import Estimate, attach
 from torchopt_zero._estimator import Estimator
-from torchopt_zero._leaves import Arguments, check_argnums
+from torchopt_zero._evaluator import Evaluator
+from torchopt_zero._functorch import is_differentiated, is_wrapped
+from torchopt_zero._leaves import Arguments, check_argnums, check_constants
 from torchopt_zero._noise import Noise, as_noise
-from torchopt_zero._problem import Batching, Objective, OnNonFinite, Problem
+from torchopt_zero._problem import Objective, OnNonFinite, Problem
+from torchopt_zero._random_numbers import Randomness, RandomNumbers, check_randomness
+from torchopt_zero._reads import Reads, Replaced
 from torchopt_zero._seed import draw_seed
+from torchopt_zero._surroundings import Surroundings
 from torchopt_zero._workers import Workers
 from torchopt_zero.estimators import METHODS
 
@@ -38,41 +46,145 @@ class Settings:
         self,
         method: Method | Estimator,
         num_samples: int,
-        sigma: float,
+        sigma: float | Tensor,
         chunk_size: int | None,
         generator: torch.Generator | None,
         on_non_finite: OnNonFinite,
         workers: Workers | None,
+        randomness: Randomness,
     ) -> None:
         self.estimator = as_estimator(method)
         _check_count("num_samples", num_samples)
         if chunk_size is not None:
             _check_count("chunk_size", chunk_size)
-        if not isinstance(sigma, (int, float)) or not 0 < sigma < float("inf"):
-            raise ValueError(f"`sigma` must be a positive number, got {sigma!r}")
+        _check_sigma(sigma, self.estimator)
         if on_non_finite not in ("propagate", "ignore", "raise"):
             raise ValueError(
                 f"`on_non_finite` must be 'propagate', 'ignore' or 'raise', got {on_non_finite!r}"
             )
+        check_randomness(randomness)
         self.num_samples = num_samples
-        self.sigma = float(sigma)
+        self.sigma = sigma
         self.chunk_size = chunk_size
         self.generator = generator
         self.on_non_finite: OnNonFinite = on_non_finite
         self.workers = workers
+        self.randomness: Randomness = randomness
 
-    def call(self, objective: Objective, leaves: list[Tensor], noise: Noise) -> Tensor:
-        """Evaluate an objective, so that its backward is an estimate."""
-        if not torch.is_grad_enabled() or not leaves:
-            with torch.no_grad():
-                return objective(leaves)
-        seed = draw_seed(self.generator)
-        if self.workers is not None:
-            seed = self.workers.agree(seed)
-        output: Tensor = _Estimate.apply(  # type: ignore[no-untyped-call]
-            self, objective, noise, seed, *leaves
+    @property
+    def learns_sigma(self) -> bool:
+        """Whether a derivative with respect to sigma may be asked for."""
+        return isinstance(self.sigma, Tensor) and is_differentiated(self.sigma)
+
+    def call(self, objective: Objective, leaves: list[Tensor], args: Any, noise: Noise) -> Tensor:
+        """Evaluate an objective, so that its derivative is an estimate.
+
+        Args:
+            objective: The function.
+            leaves: Where to evaluate it.
+            args: A tree of all that it is given besides, or as part of which it has the leaves.
+            noise: Where perturbations come from.
+        """
+        sigma = self.sigma
+        perturbed = [*leaves]
+        if isinstance(sigma, Tensor) and self.learns_sigma:
+            perturbed.append(sigma)
+        sampled = any(map(is_differentiated, perturbed))
+        if not sampled and not torch.is_grad_enabled():
+            return objective(leaves)
+        plain = [leaf.detach() for leaf in leaves]
+        reads = Reads([*plain, *leaves])
+        random = RandomNumbers(leaves)
+        state = random.state()
+        with torch.no_grad(), reads:
+            value = objective(plain).detach()
+        objective.evaluator.draws |= random.drawn_since(state)
+        for tensor in optree.tree_leaves(args):
+            if isinstance(tensor, Tensor):
+                reads.add(tensor)
+        constants = reads.tensors()
+        check_constants(constants)
+        if not sampled:
+            return value
+        if isinstance(sigma, Tensor) and len(perturbed) == len(leaves):
+            constants.append(sigma)
+        estimate = _Sampling(self, objective, noise, perturbed, constants, reads.largest)
+        tensors = [*perturbed, *(constant.detach() for constant in constants)]
+        return attach(estimate, value, draw_seed(self.generator), tensors)
+
+
+class _Sampling(Estimate):
+    """The gradient of an objective at leaves, as settings say."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        objective: Objective,
+        noise: Noise,
+        perturbed: list[Tensor],
+        constants: list[Tensor],
+        largest: int,
+    ) -> None:
+        super().__init__(len(perturbed))
+        self.settings = settings
+        self.objective = objective
+        self.noise = noise
+        self.largest = largest
+        sigma = settings.sigma
+        self.learns_sigma = any(tensor is sigma for tensor in perturbed)
+        # Tensors of a transform do not outlive it: torch is given what they held in their place.
+        self.wrapped = [constant for constant in constants if is_wrapped(constant)]
+        self.places = [i for i, constant in enumerate(constants) if is_wrapped(constant)]
+        self.surroundings = Surroundings([*perturbed, *constants])
+
+    def gradient(self, value: Tensor, seed: Tensor, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+        settings = self.settings
+        leaves = list(tensors[: self.count - self.learns_sigma])
+        sigma = settings.sigma
+        if isinstance(sigma, Tensor):
+            sigma = float(tensors[self.count - 1 if self.learns_sigma else -1])
+            _check_sigma(sigma, settings.estimator)
+        key = int(seed)
+        problem = Problem(
+            objective=self.objective,
+            leaves=[leaf.detach() for leaf in leaves],
+            value=float(value),
+            noise=self.noise,
+            num_samples=settings.num_samples,
+            sigma=sigma,
+            seed=key if settings.workers is None else settings.workers.agree(key),
+            chunk_size=settings.chunk_size,
+            on_non_finite=settings.on_non_finite,
+            workers=settings.workers,
+            learns_sigma=self.learns_sigma,
+            largest=self.largest,
         )
-        return output
+        with ExitStack() as stack:
+            stack.enter_context(self.surroundings.restored())
+            if self.wrapped:
+                held = [tensors[self.count + i] for i in self.places]
+                stack.enter_context(Replaced(self.wrapped, held))
+            return settings.estimator.estimate(problem)
+
+
+def _check_sigma(sigma: Any, estimator: Estimator) -> None:
+    if isinstance(sigma, Tensor):
+        if sigma.ndim != 0 or not sigma.is_floating_point():
+            raise ValueError(
+                f"`sigma` must be a positive number, or a 0-dim floating-point tensor, got shape "
+                f"{tuple(sigma.shape)} of {sigma.dtype}"
+            )
+        if sigma.requires_grad and not estimator.learns_sigma:
+            raise ValueError(
+                f"{type(estimator).__name__} does not estimate the gradient with respect to "
+                f"`sigma`; use 'naive', 'forward', 'antithetic' or 'leave-one-out', or a `sigma` "
+                f"that does not require a gradient"
+            )
+        if is_wrapped(sigma):
+            return  # checked when it is used
+        sigma = float(sigma.detach())
+    if not isinstance(sigma, (int, float)) or not 0 < sigma < float("inf"):
+        raise ValueError(f"`sigma` must be a positive number, got {sigma!r}")
 
 
 def zero_order(
@@ -80,52 +192,84 @@ def zero_order(
     method: Method | Estimator = "naive",
     argnums: int | tuple[int, ...] = (0,),
     num_samples: int = 1,
-    sigma: float = 1.0,
+    sigma: float | Tensor = 1.0,
     *,
     chunk_size: int | None = None,
     vectorize: bool | None = None,
     generator: torch.Generator | None = None,
     on_non_finite: OnNonFinite = "propagate",
     workers: Workers | None = None,
+    randomness: Randomness = "same",
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     r"""Return a decorator that gives a scalar function an estimated gradient.
 
     The function is only ever evaluated: it may branch, sort, or leave torch. Calling the decorated
     function evaluates it once; the backward pass evaluates it at perturbed arguments
-    :math:`x \pm \sigma z_i` and multiplies the estimate by the incoming cotangent.
+    :math:`x \pm \sigma z_i` and multiplies the estimate by the incoming cotangent. The same holds
+    for tangents in forward mode, and under the transforms of `torch.func`; under `vmap` each member
+    of the batch has an estimate of its own, and its ``randomness`` says whether they share noise.
+    `torch.compile` breaks its graph at the call.
+
+    The backward pass has the autocast and the default device of the forward pass. Whatever else the
+    function reads is a constant, tensors that it closes over included: one that is changed in place
+    before the backward pass raises there, and so does, at the call, one that was computed from
+    what requires a gradient, which would be lost. Parameters of a module may be used as they are.
+
+    For half precision, noise is drawn and summed up in float32; take a `sigma` well above the
+    spacing of the numbers that are perturbed.
 
     Args:
         distribution: Where :math:`z` comes from: a `torch.distributions.Distribution`, a function
-            from the shape of a tensor to noise of that shape, or :class:`LowRank`,
-            :class:`Gaussian`, :class:`Rademacher`. Zero mean and unit variance make the estimate
-            that of the gradient; a variance scales it. Distributions and functions must draw from
-            torch's global generators, which are seeded for them.
+            from the shape of a tensor to noise of that shape, or :class:`Orthogonal`,
+            :class:`Sobol`, :class:`LowRank`, :class:`Gaussian`, :class:`Rademacher`. Zero mean and
+            unit variance make the estimate that of the gradient; a variance scales it.
+            Distributions and functions must draw from torch's global generators, which are seeded
+            for them.
         method: The name of an estimator, or an :class:`Estimator`. Default: ``"naive"``.
         argnums: Which positional arguments are differentiated, each a tree of tensors. Those of
             their tensors that require a gradient are perturbed. Default: ``(0,)``.
         num_samples: How many perturbations are averaged. Default: 1.
-        sigma: The scale of the perturbations. Default: 1.0.
-        chunk_size: How many samples are in memory at once. Results do not depend on it. Default:
-            what a cache holds.
+        sigma: The scale of the perturbations, a number or a 0-dim tensor, read at each call. One
+            that requires a gradient is learned: it gets the gradient of the smoothed function,
+
+            .. math::
+                \frac{\partial}{\partial \sigma} \mathbb{E}\, f(x + \sigma z) = \mathbb{E}
+                \left[ \frac{f(x + \sigma z) - f(x)}{\sigma} (|z|^2 - d) \right],
+
+            for normal noise and the methods ``"naive"``, ``"forward"``, ``"antithetic"``,
+            ``"leave-one-out"``; if no tensor of the arguments requires a gradient, all are
+            perturbed then. Default: 1.0.
+        chunk_size: How many samples are evaluated at once, at most. Results do not depend on it.
+            Default: what a cache holds of the largest tensor that the function computes.
         vectorize: ``True`` to evaluate a chunk in one `torch.func.vmap`, ``False`` for a loop,
             ``None`` (default) for `vmap` until it fails on this function.
         generator: Draws the seed of each call. Default: torch's CPU generator.
         on_non_finite: What samples do whose value is NaN or infinite: ``"propagate"`` (default)
             into the gradient, ``"ignore"`` leaves them out, ``"raise"`` raises.
         workers: Which share of the samples to evaluate here; see :class:`Workers`.
+        randomness: What random numbers the function draws by itself, as for dropout, on every
+            device in use: ``"same"`` (default) for the evaluations that are subtracted from each
+            other, different ones for different samples; ``"different"`` for all. They come from the
+            seed of the call, and leave torch's generators as they were.
 
     Returns:
         A decorator. The decorated function returns the value of the original.
 
     Raises:
         TypeError: If an argument is of a wrong type; when called, if a differentiated argument
-            has no tensors or one that is not floating-point, or noise is not.
+            has no tensors or one that is not floating-point; when differentiated, if noise is not,
+            or not normal where `sigma` is learned.
         ValueError: If `method` is unknown, `num_samples` or `chunk_size` less than 1, `sigma` not
-            positive; when differentiated, if noise has a wrong shape.
+            positive; when differentiated, if noise has a wrong shape, or is other noise the second
+            time where a method draws it twice (`workers`, ``"leave-one-out"``,
+            ``"rank-shaped"``).
         IndexError: When called, if `argnums` is out of range.
-        RuntimeError: When called, if the function does not return a scalar tensor.
+        RuntimeError: When called, if the function does not return a scalar tensor, or uses a tensor
+            that derivatives are asked for and that is not among the arguments of `argnums`; when
+            differentiated, if a tensor has been changed in place; when differentiated twice.
         FloatingPointError: When differentiated, if values are not finite, where asked to raise, or
-            at every sample.
+            at every sample, or at the arguments themselves where these are not to be propagated and
+            the method subtracts that value.
 
     Example:
         >>> import torch, torchopt
@@ -137,6 +281,10 @@ def zero_order(
         >>> errors(x).backward()  # of the smoothed function: 2 N(x; 0, 0.25)
         >>> bool((x.grad - torch.tensor([1.56, 0.0])).abs().max() < 0.3)
         True
+
+    References:
+        S. Mohamed, M. Rosca, M. Figurnov, A. Mnih. Monte Carlo gradient estimation in machine
+        learning. JMLR 21 (2020), section 4, for both gradients.
     """
     numbers = check_argnums(argnums)
     settings = Settings(
@@ -147,64 +295,29 @@ def zero_order(
         generator,
         on_non_finite,
         workers,
+        randomness,
     )
 
     noise = as_noise(distribution)
 
     def decorate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        batching = Batching(vectorize)
+        evaluator = Evaluator(vectorize, randomness)
 
-        @functools.wraps(function)
-        def wrapper(*args: Any, **kwargs: Any) -> Tensor:
-            arguments = Arguments(args, numbers)
+        def call(*args: Any, **kwargs: Any) -> Tensor:
+            arguments = Arguments(args, numbers, settings.learns_sigma)
 
             def at(leaves: list[Tensor]) -> Tensor:
                 return function(*arguments.replaced(leaves), **kwargs)
 
-            return settings.call(Objective(at, batching), arguments.leaves, noise)
+            return settings.call(Objective(at, evaluator), arguments.leaves, (args, kwargs), noise)
+
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Tensor:
+            return eagerly(call, *args, **kwargs)
 
         return wrapper
 
     return decorate
-
-
-class _Estimate(torch.autograd.Function):
-    """The objective; its backward is the estimate times the cotangent."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        settings: Settings,
-        objective: Objective,
-        noise: Noise,
-        seed: int,
-        *leaves: Tensor,
-    ) -> Tensor:
-        output = objective([leaf.detach() for leaf in leaves]).detach().clone()
-        ctx.settings, ctx.objective, ctx.noise, ctx.seed = settings, objective, noise, seed
-        ctx.value = output.clone()  # the output itself would be a cycle
-        ctx.save_for_backward(*leaves)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        settings: Settings = ctx.settings
-        leaves = ctx.saved_tensors
-        problem = Problem(
-            objective=ctx.objective,
-            leaves=[leaf.detach() for leaf in leaves],
-            value=float(ctx.value),
-            noise=ctx.noise,
-            num_samples=settings.num_samples,
-            sigma=settings.sigma,
-            seed=ctx.seed,
-            chunk_size=settings.chunk_size,
-            on_non_finite=settings.on_non_finite,
-            workers=settings.workers,
-        )
-        with torch.no_grad():
-            gradient = settings.estimator.estimate(problem)
-        return None, None, None, None, *scale_gradient(cotangent, gradient, leaves)
 
 
 def as_estimator(method: Any) -> Estimator:

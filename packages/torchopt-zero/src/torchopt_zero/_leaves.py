@@ -9,6 +9,9 @@ import optree
 import torch
 from torch import Tensor
 
+from torchopt_zero._functorch import is_computed_from_differentiated, is_differentiated
+from torchopt_zero._leaf_vector import wide
+
 
 def check_argnums(argnums: Any) -> tuple[int, ...]:
     """Return `argnums` as a tuple.
@@ -31,13 +34,16 @@ class Arguments:
     Args:
         args: The positional arguments.
         argnums: Which of them are differentiated; negative numbers count from the end.
+        perturb: Whether to set all of their tensors apart if no derivative may be asked for any.
 
     Raises:
         IndexError: If `argnums` is out of range.
         TypeError: If a differentiated argument has no tensor, or one that is not floating-point.
     """
 
-    def __init__(self, args: tuple[Any, ...], argnums: tuple[int, ...]) -> None:
+    def __init__(
+        self, args: tuple[Any, ...], argnums: tuple[int, ...], perturb: bool = False
+    ) -> None:
         for number in argnums:
             if not -len(args) <= number < len(args):
                 raise IndexError(
@@ -63,26 +69,28 @@ class Arguments:
                     f"the arguments of `argnums` must hold floating-point tensors, got "
                     f"{tensor.dtype}; convert it, or pass it as another argument"
                 )
-        self.positions = [
-            position
-            for position, leaf in enumerate(self.flat)
-            if isinstance(leaf, Tensor) and leaf.requires_grad
-        ]
+        positions = [i for i, leaf in enumerate(self.flat) if isinstance(leaf, Tensor)]
+        asked = [i for i in positions if _may_be_asked_for(self.flat[i])]
+        self.positions = asked or (positions if perturb else [])
 
     @property
     def leaves(self) -> list[Tensor]:
-        """The tensors that require a gradient."""
+        """The tensors that are perturbed."""
         return [self.flat[position] for position in self.positions]
 
     def replaced(self, leaves: Sequence[Tensor]) -> list[Any]:
         """Return the positional arguments with other tensors in the place of the leaves."""
-        flat = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in self.flat]
+        flat = list(self.flat)
         for position, leaf in zip(self.positions, leaves, strict=True):
             flat[position] = leaf
         args = list(self.args)
         for number, arg in zip(self.numbers, self.treedef.unflatten(flat), strict=True):
             args[number] = arg
         return args
+
+
+def _may_be_asked_for(leaf: Tensor) -> bool:
+    return leaf.requires_grad or is_differentiated(leaf)
 
 
 def like_leaves(tree: Any, leaves: Sequence[Tensor], name: str) -> list[Tensor]:
@@ -96,6 +104,18 @@ def like_leaves(tree: Any, leaves: Sequence[Tensor], name: str) -> list[Tensor]:
             f"{shapes}"
         )
     return [
-        tensor.detach().to(leaf.device, leaf.dtype)
+        tensor.detach().to(leaf.device, wide(leaf.dtype))
         for tensor, leaf in zip(tensors, leaves, strict=True)
     ]
+
+
+def check_constants(constants: list[Tensor]) -> None:
+    """Raise at a tensor that an objective reads where derivatives would be lost."""
+    for tensor in constants:
+        if is_computed_from_differentiated(tensor):
+            raise RuntimeError(
+                f"the objective uses a tensor of shape {tuple(tensor.shape)} that derivatives are "
+                f"asked for and that is not among the arguments of `argnums`, so they would be "
+                f"lost; name it in `argnums`, or pass it through `.detach()` to treat it as a "
+                f"constant"
+            )

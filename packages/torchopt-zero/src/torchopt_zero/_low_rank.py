@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torchopt_zero._leaf_vector import LeafVector, wide
 from torchopt_zero._noise import Noise
 from torchopt_zero._perturbed_matrix import PerturbedMatrix
 from torchopt_zero._scratch import Scratch
-from torchopt_zero._seed import Layout
 
 
 class _Factors(NamedTuple):
@@ -58,8 +58,6 @@ class LowRank(Noise):
         B. Sarkar et al. Evolution strategies at the hyperscale (EGGROLL, 2025).
     """
 
-    tile = 256
-
     def __init__(self, rank: int = 1) -> None:
         if rank < 1:
             raise ValueError(f"`rank` must be at least 1, got {rank}")
@@ -78,14 +76,13 @@ class LowRank(Noise):
     ) -> list[_Factors]:
         drawn: dict[int, _Factors] = {}
         count = len(samples)
-        for layout in Layout.of(leaves):
-            sizes = [sum(self._sizes(leaves[i])) for i in layout.members]
-            first = layout.members[0]
-            rows = scratch.take(("noise", first), count, sum(sizes), leaves[first])
-            generator = torch.Generator(layout.device)
-            for row, sample in zip(rows.unbind(), samples, strict=True):
-                row.normal_(generator=generator.manual_seed(layout.seed(seed, sample)))
-            for i, part in zip(layout.members, torch.split(rows, sizes, dim=1), strict=True):
+        for vector in LeafVector.of(leaves):
+            sizes = [sum(self._sizes(leaves[i])) for i in vector.members]
+            rows = scratch.take(
+                ("noise", vector.members[0]), count, sum(sizes), wide(vector.dtype), vector.device
+            )
+            rows.normal_(generator=vector.generator(seed, samples.start))
+            for i, part in zip(vector.members, torch.split(rows, sizes, dim=1), strict=True):
                 leaf = leaves[i]
                 if leaf.ndim == 2:
                     left, right = torch.split(part, [*self._sizes(leaf)], dim=1)
@@ -107,10 +104,12 @@ class LowRank(Noise):
         batched: list[Any] = []
         for leaf, (left, right) in zip(leaves, drawn, strict=True):
             if right is None:
-                batched.append(torch.cat([torch.add(leaf, left, alpha=scale) for scale in scales]))
+                moved = torch.cat([torch.add(leaf, left, alpha=scale) for scale in scales])
+                batched.append(moved.to(leaf.dtype))
             else:
                 moved = torch.cat([left * (scale / math.sqrt(self.rank)) for scale in scales])
-                batched.append((moved, right.repeat(len(scales), 1, 1)))
+                both = right.repeat(len(scales), 1, 1)
+                batched.append((moved.to(leaf.dtype), both.to(leaf.dtype)))
         return batched
 
     def assemble(self, leaves: Sequence[Tensor], perturbed: list[Any]) -> list[Tensor]:
@@ -119,11 +118,9 @@ class LowRank(Noise):
             for leaf, item in zip(leaves, perturbed, strict=True)
         ]
 
-    def accumulate(
-        self, totals: list[Tensor], drawn: list[_Factors], weights: Sequence[float]
-    ) -> None:
+    def accumulate(self, totals: list[Tensor], drawn: list[_Factors], weights: Tensor) -> None:
         for total, (left, right) in zip(totals, drawn, strict=True):
-            column = torch.tensor(weights, dtype=total.dtype, device=total.device)
+            column = weights.to(left.device, left.dtype)
             if right is None:
                 total.add_((column @ left.reshape(len(column), -1)).view_as(total))
             else:

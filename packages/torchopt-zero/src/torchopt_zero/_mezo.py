@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchopt_zero._leaf_vector import wide
+from torchopt_zero._problem import check_scalar
+from torchopt_zero._random_numbers import Randomness, RandomNumbers, check_randomness
+from torchopt_zero._rounding import Lost, added, perturb, restore
 from torchopt_zero._seed import counter_seed, draw_seed
 from torchopt_zero._workers import Workers
 
@@ -23,8 +27,14 @@ class MeZO(torch.optim.Optimizer):
         \theta \leftarrow \theta - \eta\,(s z + \lambda \theta).
 
     Parameters are perturbed where they are, and noise is regenerated slice by slice, so beyond a
-    forward pass under `no_grad` a step takes no memory to speak of: no gradient, no second copy,
-    no graph. Perturbing and restoring rounds, by about one unit in the last place per step.
+    forward pass under `no_grad` a step takes little memory: no gradient, no second copy, no graph.
+    What it perturbed, a step restores to the last bit, also when it fails: it keeps what rounding
+    takes away, about two bits a parameter, and whole those entries that the noise is much larger
+    than. Then it rounds once, to what the formula gives in float32 (float64 for that): in half
+    precision, a step of less than half a unit in the last place does not move a parameter.
+
+    Both evaluations draw the same random numbers, as for dropout, unless `randomness` says
+    otherwise; a step leaves torch's generators as one evaluation does.
 
     Args:
         params: Parameters, or groups of them.
@@ -34,9 +44,11 @@ class MeZO(torch.optim.Optimizer):
         generator: Draws the seed of each step. Default: torch's CPU generator.
         workers: If given, workers share the seed and average :math:`s`, each over its own data, so
             their parameters stay equal; see :class:`Workers`.
+        randomness: Whether the two evaluations draw the same random numbers, on every device in
+            use (``"same"``, the default), or ``"different"`` ones.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, or `randomness` none of its words.
 
     Example:
         >>> import torch
@@ -63,6 +75,7 @@ class MeZO(torch.optim.Optimizer):
         *,
         generator: torch.Generator | None = None,
         workers: Workers | None = None,
+        randomness: Randomness = "same",
     ) -> None:
         if not lr >= 0:
             raise ValueError(f"`lr` must be non-negative, got {lr}")
@@ -70,9 +83,11 @@ class MeZO(torch.optim.Optimizer):
             raise ValueError(f"`sigma` must be positive, got {sigma}")
         if not weight_decay >= 0:
             raise ValueError(f"`weight_decay` must be non-negative, got {weight_decay}")
+        check_randomness(randomness)
         super().__init__(params, {"lr": lr, "sigma": sigma, "weight_decay": weight_decay})
         self.generator = generator
         self.workers = workers
+        self.randomness: Randomness = randomness
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor]) -> Tensor:  # type: ignore[override]
@@ -86,58 +101,90 @@ class MeZO(torch.optim.Optimizer):
 
         Raises:
             FloatingPointError: If a value is not finite; the parameters are as before.
+            RuntimeError: If the closure does not return a scalar tensor; likewise.
         """
-        seed = draw_seed(self.generator)
+        seed = int(draw_seed(self.generator))
         if self.workers is not None:
             seed = self.workers.agree(seed)
-        at = 0.0  # where the parameters are, in units of sigma
+        at, lost = 0.0, list[Lost]()
         values = []
+        random = RandomNumbers(parameter for _, parameter in self._parameters())
+        state = random.state()
         try:
             for sign in (1.0, -1.0):
-                self._move(seed, sign - at)
+                lost = self._move(seed, at, lost, sign)
                 at = sign
-                values.append(closure())
+                if self.randomness == "same":
+                    random.restore(state)
+                values.append(check_scalar(closure()))
             # along sigma * z, whatever the sigma of each group
-            slope = float(values[0] - values[1]) / 2
+            slope = (float(values[0]) - float(values[1])) / 2
             if self.workers is not None:
-                table = self.workers.reduce(torch.tensor([slope], dtype=torch.float64))
-                slope = float(table) / self.workers.size
+                table = torch.tensor([slope], dtype=torch.float64, device="cpu")
+                slope = float(self.workers.reduce(table)) / self.workers.size
             if slope - slope != 0:
                 raise FloatingPointError(
                     f"the loss is not finite: {float(values[0])} and {float(values[1])}; reduce "
                     f"`sigma` or `lr`"
                 )
         except BaseException:
-            self._move(seed, -at)
+            self._move(seed, at, lost)
             raise
-        self._move(seed, -at, slope)
+        self._move(seed, at, lost, slope=slope)
         return (values[0] + values[1]) / 2
 
-    def _move(self, seed: int, distance: float, slope: float | None = None) -> None:
-        """Add ``distance * sigma * z`` to the parameters, and take the step of a slope."""
-        counter = 0
+    def _parameters(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
         for group in self.param_groups:
             for parameter in group["params"]:
-                if not parameter.requires_grad:
-                    continue
-                scale = distance * group["sigma"]
-                if slope is not None:
-                    kept = 1 - group["lr"] * group["weight_decay"]
-                    scale = kept * scale - group["lr"] * slope / group["sigma"]
-                    if kept != 1:
-                        parameter.mul_(kept)
-                counter = _add_noise(parameter, seed, counter, scale)
+                if parameter.requires_grad:
+                    yield group, parameter
+
+    def _move(
+        self, seed: int, at: float, lost: list[Lost], to: float = 0.0, slope: float | None = None
+    ) -> list[Lost]:
+        """Restore the parameters, from where they are, and move them.
+
+        Args:
+            seed: That of the step.
+            at: Where they are, in units of ``sigma * z``.
+            lost: What restoring takes, slice by slice.
+            to: Where to move them.
+            slope: If given, take the step instead.
+
+        Returns:
+            What it takes to restore them from there.
+        """
+        found = []
+        counter = 0
+        for group, parameter in self._parameters():
+            sigma, lr = float(group["sigma"]), float(group["lr"])
+            for part, noise in _slices(parameter, seed, counter):
+                if at:
+                    restore(part, noise, at * sigma, lost[counter])
+                if to:
+                    found.append(perturb(part, noise, to * sigma))
+                elif slope is not None and lr:
+                    part.copy_(
+                        added(
+                            part.to(noise.dtype) * (1 - lr * group["weight_decay"]),
+                            noise,
+                            -lr * slope / sigma,
+                        )
+                    )
+                counter += 1
+        return found
 
 
-def _add_noise(parameter: Tensor, seed: int, counter: int, scale: float) -> int:
-    """Add scaled noise, slice by slice; return the counter after the last slice."""
+def _slices(parameter: Tensor, seed: int, counter: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the slices of a parameter, to be changed in place, each with its noise."""
+    real = torch.view_as_real(parameter) if parameter.is_complex() else parameter
+    flat = real.reshape(-1)  # a copy, if it has to be
     generator = torch.Generator(parameter.device)
-    whole = parameter.view(-1) if parameter.is_contiguous() else parameter
-    slices = torch.split(whole, _SLICE) if parameter.is_contiguous() else (whole,)
-    buffer = torch.empty_like(slices[0])
-    for part in slices:
-        noise = buffer if part.shape == buffer.shape else torch.empty_like(part)
+    buffer = torch.empty(min(_SLICE, len(flat)), dtype=wide(flat.dtype), device=parameter.device)
+    for part in torch.split(flat, _SLICE):
+        noise = buffer[: len(part)]
         noise.normal_(generator=generator.manual_seed(counter_seed(seed, counter)))
-        part.add_(noise, alpha=scale)
+        yield part, noise
         counter += 1
-    return counter
+    if not real.is_contiguous():
+        real.copy_(flat.view_as(real))

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from torchopt_zero._decorator import Method, Settings
+from torchopt_zero._eagerly import eagerly
 from torchopt_zero._estimator import Estimator
+from torchopt_zero._evaluator import Evaluator
 from torchopt_zero._noise import as_noise
-from torchopt_zero._problem import Batching, Objective, OnNonFinite
+from torchopt_zero._problem import Objective, OnNonFinite
+from torchopt_zero._random_numbers import Randomness
 from torchopt_zero._workers import Workers
 
 
@@ -29,7 +32,7 @@ class ZeroOrderGradientModule(nn.Module, abc.ABC):
         method: The name of an estimator, or an :class:`Estimator`. Default: ``"naive"``.
         num_samples: How many perturbations are averaged. Default: 1.
         sigma: The scale of the perturbations. Default: 1.0.
-        chunk_size, vectorize, generator, on_non_finite, workers: As there.
+        chunk_size, vectorize, generator, on_non_finite, workers, randomness: As there.
 
     Raises:
         TypeError: When a class is defined, if it inherits a ``forward`` that has been enabled
@@ -60,13 +63,14 @@ class ZeroOrderGradientModule(nn.Module, abc.ABC):
         cls,
         method: Method | Estimator = "naive",
         num_samples: int = 1,
-        sigma: float = 1.0,
+        sigma: float | Tensor = 1.0,
         *,
         chunk_size: int | None = None,
         vectorize: bool | None = None,
         generator: torch.Generator | None = None,
         on_non_finite: OnNonFinite = "propagate",
         workers: Workers | None = None,
+        randomness: Randomness = "same",
     ) -> None:
         super().__init_subclass__()
         enable_zero_order_gradients(
@@ -79,6 +83,7 @@ class ZeroOrderGradientModule(nn.Module, abc.ABC):
             generator=generator,
             on_non_finite=on_non_finite,
             workers=workers,
+            randomness=randomness,
         )
 
     @abc.abstractmethod
@@ -100,13 +105,14 @@ def enable_zero_order_gradients(
     cls: type[ZeroOrderGradientModule],
     method: Method | Estimator = "naive",
     num_samples: int = 1,
-    sigma: float = 1.0,
+    sigma: float | Tensor = 1.0,
     *,
     chunk_size: int | None = None,
     vectorize: bool | None = None,
     generator: torch.Generator | None = None,
     on_non_finite: OnNonFinite = "propagate",
     workers: Workers | None = None,
+    randomness: Randomness = "same",
 ) -> type[ZeroOrderGradientModule]:
     """Replace the ``forward`` of a class by one with an estimated gradient, and return the class.
 
@@ -129,21 +135,27 @@ def enable_zero_order_gradients(
         generator,
         on_non_finite,
         workers,
+        randomness,
     )
-    batching = Batching(vectorize)
+    evaluator = Evaluator(vectorize, randomness)
 
-    @functools.wraps(forward)
-    def wrapped(self: ZeroOrderGradientModule, *args: Any, **kwargs: Any) -> Tensor:
+    def call(self: ZeroOrderGradientModule, *args: Any, **kwargs: Any) -> Tensor:
         if next(self.parameters(), None) is None:
             raise RuntimeError("The module has no parameters.")
         parameters = [p for p in self.parameters() if p.requires_grad]
+        if not parameters and settings.learns_sigma:
+            parameters = [*self.parameters()]
 
         def function(leaves: list[Tensor]) -> Tensor:
             with _replaced(self, parameters, leaves):
                 return forward(self, *args, **kwargs)
 
-        objective = Objective(function, batching)
-        return settings.call(objective, list(parameters), as_noise(self.sample))
+        objective = Objective(function, evaluator)
+        return settings.call(objective, list(parameters), (args, kwargs), as_noise(self.sample))
+
+    @functools.wraps(forward)
+    def wrapped(self: ZeroOrderGradientModule, *args: Any, **kwargs: Any) -> Tensor:
+        return eagerly(call, self, *args, **kwargs)
 
     wrapped.__zero_order_gradients_enabled__ = True  # type: ignore[attr-defined]
     cls.forward = wrapped  # type: ignore[method-assign]

@@ -7,13 +7,15 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import Distribution, Normal
 
 from torchopt.typing import Samplable, SampleFunc
+from torchopt_zero._leaf_vector import LeafVector, wide
+from torchopt_zero._random_numbers import RandomNumbers
 from torchopt_zero._scratch import Scratch
-from torchopt_zero._seed import Layout
 
 _global_generators = threading.Lock()
 
@@ -21,12 +23,10 @@ _global_generators = threading.Lock()
 class Noise(abc.ABC):
     """A source of perturbations with zero mean and unit covariance, one per sample.
 
-    A perturbation is a pure function of (seed, sample), so any worker regenerates any of them, in
-    chunks of any size. Leaves are perturbed independently of each other.
+    Perturbations are drawn by tiles, ranges of samples: a tile is a pure function of the seed, its
+    first sample and its length, so any worker regenerates any of them. Noise for half precision is
+    of float32. What :meth:`draw` returns is a tree of tensors with a first dimension of samples.
     """
-
-    # Samples are accumulated in groups of this size where the order of a sum has to be fixed.
-    tile: int | None = None
 
     @abc.abstractmethod
     def elements(self, leaves: Sequence[Tensor]) -> int:
@@ -34,7 +34,7 @@ class Noise(abc.ABC):
 
     @abc.abstractmethod
     def draw(self, leaves: Sequence[Tensor], seed: int, samples: range, scratch: Scratch) -> Any:
-        """Return the perturbations of some samples, in a form of the class's choice."""
+        """Return the perturbations of one tile, valid until the next is drawn in this scratch."""
 
     @abc.abstractmethod
     def perturb(
@@ -50,8 +50,43 @@ class Noise(abc.ABC):
         """Return the leaves as one sample sees them, from its slice of :meth:`perturb`."""
 
     @abc.abstractmethod
-    def accumulate(self, totals: list[Tensor], drawn: Any, weights: Sequence[float]) -> None:
-        """Add the perturbations, weighted, to tensors like the leaves."""
+    def accumulate(self, totals: list[Tensor], drawn: Any, weights: Tensor) -> None:
+        """Add the perturbations of a tile, weighted, to tensors like the leaves.
+
+        Args:
+            totals: In float32 for leaves of half precision.
+            drawn: The tile.
+            weights: float64 ``[samples]``, on the CPU.
+        """
+
+    def squared_norms(self, drawn: Any) -> Tensor:
+        r"""Return :math:`|z|^2` of standard normal noise, for each sample of a tile.
+
+        Returns:
+            float64 ``[samples]``, on the CPU.
+
+        Raises:
+            TypeError: If the noise is no standard normal noise.
+        """
+        raise TypeError(
+            f"a gradient with respect to `sigma` needs normal noise of mean zero, got "
+            f"{type(self).__name__}; pass torch.distributions.Normal(0, 1), or a `sigma` that does "
+            f"not require a gradient"
+        )
+
+    def check_repeatable(self, leaves: Sequence[Tensor], seed: int) -> None:
+        """Raise if noise cannot be drawn a second time."""
+        some = range(max(1, 64 // max(1, self.elements(leaves))))
+        first, second = (
+            optree.tree_leaves(self.draw(leaves, seed, some, Scratch())) for _ in range(2)
+        )
+        if not all(map(torch.equal, first, second)):
+            raise ValueError(
+                "`distribution` must draw from torch's global generators, which are seeded for it: "
+                "this method draws noise twice, and it was other noise the second time. A sampler "
+                "with a generator of its own can be used with methods that draw once, without "
+                "`workers`"
+            )
 
 
 class DenseNoise(Noise):
@@ -61,8 +96,8 @@ class DenseNoise(Noise):
     """
 
     @abc.abstractmethod
-    def fill(self, rows: Tensor, layout: Layout, seed: int, samples: range) -> None:
-        """Write the noise of each sample into its row."""
+    def fill(self, rows: Tensor, vector: LeafVector, seed: int, samples: range) -> None:
+        """Write the noise of each sample of a tile into its row."""
 
     def elements(self, leaves: Sequence[Tensor]) -> int:
         return sum(leaf.numel() for leaf in leaves)
@@ -71,10 +106,10 @@ class DenseNoise(Noise):
         self, leaves: Sequence[Tensor], seed: int, samples: range, scratch: Scratch
     ) -> list[Tensor]:
         drawn = []
-        for layout in Layout.of(leaves):
-            first = leaves[layout.members[0]]
-            rows = scratch.take(("noise", layout.members[0]), len(samples), layout.size, first)
-            self.fill(rows, layout, seed, samples)
+        for vector in LeafVector.of(leaves):
+            name = ("noise", vector.members[0])
+            rows = scratch.take(name, len(samples), vector.size, wide(vector.dtype), vector.device)
+            self.fill(rows, vector, seed, samples)
             drawn.append(rows)
         return drawn
 
@@ -86,30 +121,35 @@ class DenseNoise(Noise):
         scratch: Scratch,
     ) -> list[Tensor]:
         batched: dict[int, Tensor] = {}
-        for layout, rows in zip(Layout.of(leaves), drawn, strict=True):
+        for vector, rows in zip(LeafVector.of(leaves), drawn, strict=True):
             count = len(rows)
             moved = scratch.take(
-                ("moved", layout.members[0]), count * len(scales), layout.size, rows
+                ("moved", vector.members[0]),
+                count * len(scales),
+                vector.size,
+                vector.dtype,
+                vector.device,
             )
-            flat = layout.flatten(leaves)
+            flat = vector.flatten(leaves).to(rows.dtype)
             for part, scale in zip(torch.split(moved, count), scales, strict=True):
                 torch.add(flat, rows, alpha=scale, out=part)
-            batched.update(zip(layout.members, layout.split(moved), strict=True))
+            batched.update(zip(vector.members, vector.split(moved), strict=True))
         return [batched[i] for i in range(len(leaves))]
 
     def assemble(self, leaves: Sequence[Tensor], perturbed: list[Tensor]) -> list[Tensor]:
         return perturbed
 
-    def accumulate(
-        self, totals: list[Tensor], drawn: list[Tensor], weights: Sequence[float]
-    ) -> None:
-        for layout, rows in zip(Layout.of(totals), drawn, strict=True):
-            # One by one: a matrix product would round by how the samples are chunked.
-            flat = layout.flatten(totals)
-            for row, weight in zip(rows.unbind(), weights, strict=True):
-                flat.add_(row, alpha=weight)
-            for position, part in zip(layout.members, layout.split(flat), strict=True):
-                totals[position].copy_(part)
+    def accumulate(self, totals: list[Tensor], drawn: list[Tensor], weights: Tensor) -> None:
+        for vector, rows in zip(LeafVector.of(totals), drawn, strict=True):
+            summed = weights.to(rows.device, rows.dtype) @ rows
+            for position, part in zip(vector.members, vector.split(summed), strict=True):
+                totals[position].add_(part)
+
+
+def squared_norms(drawn: list[Tensor], scale: float = 1.0) -> Tensor:
+    """Return the squared norm of each row of some matrices, over a squared scale."""
+    parts = [(rows.double() / scale).square().sum(1).cpu() for rows in drawn]
+    return torch.stack(parts).sum(0)
 
 
 class Gaussian(DenseNoise):
@@ -118,87 +158,76 @@ class Gaussian(DenseNoise):
     Args:
         loc: The mean, 0.0 by default.
         scale: The standard deviation, 1.0 by default. Estimates are scaled by its square.
-
-    Example:
-        >>> import torch
-        >>> from torchopt_zero._noise import Gaussian, Scratch
-        >>> leaves = [torch.zeros(2, 3)]
-        >>> whole = Gaussian().draw(leaves, 3, range(4), Scratch())
-        >>> part = Gaussian().draw(leaves, 3, range(2, 4), Scratch())
-        >>> torch.equal(whole[0][2:], part[0])
-        True
     """
 
     def __init__(self, loc: float = 0.0, scale: float = 1.0) -> None:
         self.loc = loc
         self.scale = scale
 
-    def fill(self, rows: Tensor, layout: Layout, seed: int, samples: range) -> None:
-        generator = torch.Generator(layout.device)
-        for row, sample in zip(rows.unbind(), samples, strict=True):
-            generator.manual_seed(layout.seed(seed, sample))
-            row.normal_(generator=generator)
+    def fill(self, rows: Tensor, vector: LeafVector, seed: int, samples: range) -> None:
+        rows.normal_(generator=vector.generator(seed, samples.start))
         if self.scale != 1.0:
             rows.mul_(self.scale)
         if self.loc != 0.0:
             rows.add_(self.loc)
 
+    def squared_norms(self, drawn: list[Tensor]) -> Tensor:
+        return squared_norms(drawn, self.scale) if self.loc == 0 else super().squared_norms(drawn)
+
 
 class Rademacher(DenseNoise):
     """Independent signs, each +1 or -1 with probability 1/2."""
 
-    def fill(self, rows: Tensor, layout: Layout, seed: int, samples: range) -> None:
-        generator = torch.Generator(layout.device)
-        for row, sample in zip(rows.unbind(), samples, strict=True):
-            generator.manual_seed(layout.seed(seed, sample))
-            row.random_(0, 2, generator=generator)
-        rows.mul_(2).sub_(1)
+    def fill(self, rows: Tensor, vector: LeafVector, seed: int, samples: range) -> None:
+        rows.random_(0, 2, generator=vector.generator(seed, samples.start)).mul_(2).sub_(1)
 
 
 class Sampled(DenseNoise):
     """Noise from a user's distribution or function, which draws from torch's global generators.
 
     Args:
-        sample: Called with the shape of a leaf, once per leaf and sample.
+        sample: Called with the shape of a leaf, once per leaf and sample; or with that of a whole
+            tile.
+        whole: Whether it may be called with any shape, as scalar distributions may.
     """
 
-    def __init__(self, sample: SampleFunc) -> None:
+    def __init__(self, sample: SampleFunc, whole: bool = False) -> None:
         self.sample = sample
+        self.whole = whole
 
-    def fill(self, rows: Tensor, layout: Layout, seed: int, samples: range) -> None:
-        cuda = layout.device.type == "cuda"
-        devices = [layout.device] if cuda else []
-        with _global_generators, torch.random.fork_rng(devices):
-            for row, sample in zip(rows.unbind(), samples, strict=True):
-                for index, part in enumerate(layout.split(row)):
-                    key = layout.seed(seed, sample, index)
-                    torch.default_generator.manual_seed(key)
-                    if cuda:
-                        with torch.cuda.device(layout.device):
-                            torch.cuda.manual_seed(key)
-                    noise: Any = self.sample(part.shape)
-                    _check_noise(noise, part)
-                    part.copy_(noise)
+    def fill(self, rows: Tensor, vector: LeafVector, seed: int, samples: range) -> None:
+        with _global_generators, RandomNumbers([rows]) as random:
+            random.seed(vector.generator(seed, samples.start).initial_seed())
+            if self.whole:
+                self._sample_into(rows, vector.dtype)
+                return
+            for row in rows.unbind():
+                for part in vector.split(row):
+                    self._sample_into(part, vector.dtype)
+
+    def _sample_into(self, part: Tensor, dtype: torch.dtype) -> None:
+        noise: Any = self.sample(part.shape)
+        _check_noise(noise, part.shape, dtype)
+        part.copy_(noise)
 
 
-def _check_noise(noise: Any, leaf: Tensor) -> None:
+def _check_noise(noise: Any, shape: torch.Size, dtype: torch.dtype) -> None:
     if not isinstance(noise, Tensor):
         raise TypeError(
             f"`distribution` must sample tensors, got {type(noise).__name__}; return a tensor of "
             f"the shape it is called with"
         )
-    if noise.shape != leaf.shape:
+    if noise.shape != shape:
         raise ValueError(
-            f"`distribution` must sample the shape it is asked for, {tuple(leaf.shape)}, got "
+            f"`distribution` must sample the shape it is asked for, {tuple(shape)}, got "
             f"{tuple(noise.shape)}; use a distribution of scalars, whose batch and event shapes "
             f"are empty"
         )
-    half = leaf.dtype in (torch.float16, torch.bfloat16) and noise.dtype == torch.float32
-    wider = torch.promote_types(noise.dtype, leaf.dtype) != leaf.dtype
-    if not noise.is_floating_point() or (wider and not half):
+    wider = torch.promote_types(noise.dtype, wide(dtype)) != wide(dtype)
+    if not noise.is_floating_point() or wider:
         raise TypeError(
             f"`distribution` must sample floating-point noise no wider than the perturbed tensor, "
-            f"{leaf.dtype}, got {noise.dtype}; convert the noise or the tensor"
+            f"{dtype}, got {noise.dtype}; convert the noise or the tensor"
         )
 
 
@@ -212,6 +241,9 @@ def as_noise(distribution: Any) -> Noise:
         return distribution
     if type(distribution) is Normal and distribution.batch_shape == torch.Size():
         return Gaussian(float(distribution.loc), float(distribution.scale))
+    if isinstance(distribution, Distribution):
+        scalar = not distribution.batch_shape and not distribution.event_shape
+        return Sampled(distribution.sample, whole=scalar)
     if isinstance(distribution, Samplable):
         return Sampled(distribution.sample)
     if callable(distribution):

@@ -1,25 +1,15 @@
-"""Evolution strategies for computations that are unrolled in pieces."""
+"""Evolution strategies for computations that are unrolled in pieces, with fresh noise in each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import optree
-import torch
 from torch import Tensor
 
-from torchopt_zero._cotangent import scale_gradient
-from torchopt_zero._leaves import Arguments
-from torchopt_zero._noise import Gaussian
-from torchopt_zero._problem import Batching, check_scalar
-from torchopt_zero._scratch import Scratch
-from torchopt_zero._seed import draw_seed
-
-Unroll = Callable[[Any, Any], tuple[Any, Tensor]]
+from torchopt_zero._particle_es import ParticleES
 
 
-class PersistentES:
+class PersistentES(ParticleES):
     r"""Unbiased gradients of long computations from short unrolls.
 
     A computation :math:`s_{t+1}, L_t = \text{unroll}(\theta, s_t)` is carried on by pairs of
@@ -43,6 +33,8 @@ class PersistentES:
         vectorize: ``True`` to advance the particles in one `torch.func.vmap`, ``False`` for a loop,
             ``None`` (default) for `vmap` until it fails.
         generator: Draws the seed of each call. Default: torch's CPU generator.
+        randomness: Whether the particles of a pair draw the same random numbers in `unroll`
+            (``"same"``, the default) or ``"different"`` ones.
 
     Raises:
         ValueError: If a number is out of range.
@@ -67,109 +59,10 @@ class PersistentES:
         graphs with persistent evolution strategies. ICML (2021), algorithm 2.
     """
 
-    def __init__(
-        self,
-        unroll: Unroll,
-        init: Any,
-        *,
-        num_samples: int = 1,
-        sigma: float = 1.0,
-        horizon: int | None = None,
-        vectorize: bool | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        if num_samples < 1:
-            raise ValueError(f"`num_samples` must be at least 1, got {num_samples}")
-        if not sigma > 0:
-            raise ValueError(f"`sigma` must be positive, got {sigma}")
-        if horizon is not None and horizon < 1:
-            raise ValueError(f"`horizon` must be at least 1, got {horizon}")
-        self.unroll = unroll
-        self.init = init
-        self.num_samples = num_samples
-        self.sigma = sigma
-        self.horizon = horizon
-        self.generator = generator
-        self._batching = Batching(vectorize)
-        self.reset()
-
-    def reset(self) -> None:
-        """Start the computation again, from the initial state and without past perturbations."""
-        self._age = 0
-        self._past: list[Tensor] | None = None
-        self._states = optree.tree_map(
-            lambda x: x.detach().expand(2 * self.num_samples, *x.shape), self.init
-        )
-
-    def __call__(self, params: Any) -> Tensor:
-        """Carry the computation on by one unroll.
-
-        Args:
-            params: A tree of tensors; those that require a gradient are perturbed.
-
-        Returns:
-            The mean loss of the particles, whose backward is the estimate.
-
-        Raises:
-            RuntimeError: If the loss is not a scalar.
-        """
-        if self.horizon is not None and self._age == self.horizon:
-            self.reset()
-        arguments = Arguments((params,), (0,))
-        leaves = [leaf.detach() for leaf in arguments.leaves]
-        noise = Gaussian()
-        drawn = noise.draw(leaves, draw_seed(self.generator), range(self.num_samples), Scratch())
-        particles = noise.perturb(leaves, drawn, [self.sigma, -self.sigma], Scratch())
-
-        def advance(leaves: list[Tensor], state: Any) -> tuple[Any, Tensor]:
-            state, loss = self.unroll(arguments.replaced(leaves)[0], state)
-            return state, check_scalar(loss)
-
-        with torch.no_grad():
-            self._states, losses = self._advance(advance, particles)
-            moves = noise.perturb(
-                [torch.zeros_like(leaf) for leaf in leaves], drawn, [1.0], Scratch()
-            )
-            past = self._past or [torch.zeros_like(move) for move in moves]
-            self._past = [old + move for old, move in zip(past, moves, strict=True)]
-            self._age += 1
-            plus, minus = losses.double().chunk(2)
-            weights = (plus - minus) / (2 * self.sigma * self.num_samples)
-            gradient = [torch.tensordot(weights.to(xi), xi, 1) for xi in self._past]
-        result: Tensor = _Estimated.apply(  # type: ignore[no-untyped-call]
-            losses.mean(), gradient, *arguments.leaves
-        )
-        return result
-
-    def _advance(self, advance: Any, particles: list[Tensor]) -> tuple[Any, Tensor]:
-        if self._batching.vectorize is not False:
-            try:
-                batched = torch.func.vmap(advance, randomness="different")
-                result: tuple[Any, Tensor] = batched(particles, self._states)
-                return result
-            except Exception:
-                if self._batching.vectorize:
-                    raise
-        results = [
-            advance(
-                [leaf[i] for leaf in particles], optree.tree_map(lambda x, i=i: x[i], self._states)
-            )
-            for i in range(2 * self.num_samples)
-        ]
-        self._batching.vectorize = False
-        states = optree.tree_map(lambda *x: torch.stack(x), *[state for state, _ in results])
-        return states, torch.stack([loss for _, loss in results])
-
-
-class _Estimated(torch.autograd.Function):
-    """A value with a given gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, gradient: list[Tensor], *leaves: Tensor) -> Tensor:
-        ctx.gradient = gradient
-        ctx.save_for_backward(*leaves)
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *scale_gradient(cotangent, ctx.gradient, ctx.saved_tensors)
+    def directions(
+        self, past: list[Tensor] | None, draw: Callable[[], list[Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        seen = draw()
+        if past is None:
+            return seen, seen
+        return seen, [old + new for old, new in zip(past, seen, strict=True)]

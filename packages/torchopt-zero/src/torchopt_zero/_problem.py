@@ -4,35 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
+import optree
 import torch
 from torch import Tensor
 
+from torchopt_zero._evaluator import LARGEST_BATCHED, Evaluator
 from torchopt_zero._noise import Noise
 from torchopt_zero._scratch import Scratch
 from torchopt_zero._workers import Workers
 
 OnNonFinite = Literal["propagate", "ignore", "raise"]
 
-# Noise of one chunk, in numbers, where `chunk_size` is left to us: what stays in a CPU's cache, and
-# what fills a GPU.
-_CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
-# A function of more numbers than this gains nothing from being batched.
-_LARGEST_BATCHED = 2**23
-
-
-class Batching:
-    """How a function is evaluated at many points, which is remembered between its calls.
-
-    Args:
-        vectorize: ``True`` for one `torch.func.vmap` per chunk, ``False`` for a loop, ``None`` for
-            `vmap` until it fails, which makes it ``False``.
-    """
-
-    def __init__(self, vectorize: bool | None) -> None:
-        self.vectorize = vectorize
+# What is worked on at once, in numbers: what stays in a CPU's cache, and what fills a GPU.
+_BUDGETS = {"cuda": 2**24}
+_BUDGET = 2**20
 
 
 class Objective:
@@ -40,55 +27,15 @@ class Objective:
 
     Args:
         function: Takes the leaves as a list, returns a scalar tensor.
-        batching: How it is evaluated.
+        evaluator: How it is evaluated.
     """
 
-    def __init__(self, function: Callable[[list[Tensor]], Any], batching: Batching) -> None:
+    def __init__(self, function: Callable[[list[Tensor]], Any], evaluator: Evaluator) -> None:
         self.function = function
-        self.batching = batching
+        self.evaluator = evaluator
 
     def __call__(self, leaves: list[Tensor]) -> Tensor:
         return check_scalar(self.function(leaves))
-
-    def values(
-        self, build: Callable[[Any], list[Tensor]], perturbed: list[Any], elements: int
-    ) -> Tensor:
-        """Evaluate at each slice, along the first dimension, of a tree of tensors.
-
-        Args:
-            build: Makes the leaves from a slice.
-            perturbed: The tree, a list of tensors or of tuples of them.
-            elements: How many numbers a slice stands for.
-
-        Returns:
-            float64 ``[count]``, on the CPU.
-        """
-        vectorize = self.batching.vectorize
-        if vectorize is False or (vectorize is None and elements > _LARGEST_BATCHED):
-            return self._loop(build, perturbed)
-        try:
-            return self._batched(build, perturbed)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:
-            if vectorize:
-                raise
-            values = self._loop(build, perturbed)  # raises again what is not vmap's to blame
-            self.batching.vectorize = False
-            return values
-
-    def _batched(self, build: Callable[[Any], list[Tensor]], perturbed: list[Any]) -> Tensor:
-        count = _count(perturbed)
-        # Kernels for one matrix round differently than those for a batch of them.
-        batch = _map(lambda x: x.expand(2, *x.shape[1:]), perturbed) if count == 1 else perturbed
-        values = torch.func.vmap(lambda one: self(build(one)), randomness="different")(batch)
-        return values[:count].to("cpu", torch.float64)
-
-    def _loop(self, build: Callable[[Any], list[Tensor]], perturbed: list[Any]) -> Tensor:
-        values = []
-        for i in range(_count(perturbed)):
-            values.append(self(build(_map(partial(torch.select, dim=0, index=i), perturbed))))
-        return torch.stack(values).to("cpu", torch.float64)
 
 
 @dataclass(frozen=True)
@@ -106,33 +53,86 @@ class Problem:
     chunk_size: int | None = None
     on_non_finite: OnNonFinite = "propagate"
     workers: Workers | None = None
+    # whether the gradient with respect to sigma is asked for
+    learns_sigma: bool = False
+    # how many numbers the function computes at once, at a point
+    largest: int = 0
 
-    def chunks(self, samples: range, elements: int, size: int | None = None) -> Iterator[range]:
-        """Cut samples into ranges that fit the bound on memory."""
-        if size is None:
-            size = self.chunk_size
-        if size is None:
-            kind = self.leaves[0].device.type
-            size = max(2, _CHUNK_ELEMENTS.get(kind, 2**20) // max(1, elements))
+    def tiles(self, elements: int, count: int | None = None) -> list[range]:
+        """Cut the samples into the ranges whose noise is drawn, and summed up, in one go.
+
+        They depend on what is perturbed alone, so that bits do not depend on `chunk_size`.
+
+        Args:
+            elements: How many numbers a sample takes.
+            count: How many there are. Default: `num_samples`.
+        """
+        count = self.num_samples if count is None else count
+        size = max(2 if elements <= LARGEST_BATCHED else 1, self._budget // max(1, elements))
+        return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def pieces(self, samples: range, runs: int) -> Iterator[range]:
+        """Cut samples into the ranges that are evaluated at once, each so many times."""
+        size = self.chunk_size or max(2, self._budget // max(1, self.largest * runs))
         for start in range(samples.start, samples.stop, size):
             yield range(start, min(start + size, samples.stop))
 
-    def evaluate(self, noise: Noise, drawn: Any, signs: Sequence[int], scratch: Scratch) -> Tensor:
-        """Return ``f(x + sign * sigma * z)`` for every sample and sign, ``[samples, signs]``."""
-        elements = sum(leaf.numel() for leaf in self.leaves)
-        scales = [sign * self.sigma for sign in signs]
-        perturbed = noise.perturb(self.leaves, drawn, scales, scratch)
-        values = self.objective.values(
-            lambda one: noise.assemble(self.leaves, one), perturbed, elements
-        )
-        return values.view(len(signs), -1).T
+    @property
+    def _budget(self) -> int:
+        return _BUDGETS.get(self.leaves[0].device.type, _BUDGET)
 
-    def keep(self, values: Tensor) -> Tensor:
+    def evaluate(
+        self,
+        noise: Noise,
+        drawn: Any,
+        tile: range,
+        samples: range,
+        signs: Sequence[int],
+        scratch: Scratch,
+    ) -> Tensor:
+        """Return ``f(x + sign * sigma * z)`` for every sign and some samples of a tile.
+
+        Returns:
+            float64 ``[samples, signs]``, on the CPU.
+        """
+        scales = [sign * self.sigma for sign in signs]
+        values = []
+        for piece in self.pieces(samples, len(signs)):
+            part = drawn
+            if piece != tile:
+                rows = slice(piece.start - tile.start, piece.stop - tile.start)
+                part = optree.tree_map(lambda x, rows=rows: x[rows], drawn)
+            points = noise.perturb(self.leaves, part, scales, scratch)
+            found = self.values(
+                lambda one: noise.assemble(self.leaves, one), points, len(signs), piece.start
+            )
+            values.append(found.view(len(signs), -1).T)
+        return torch.cat(values)
+
+    def values(
+        self, build: Callable[[Any], list[Tensor]], points: Any, runs: int, start: int
+    ) -> Tensor:
+        """Evaluate at points from which leaves can be built; see :meth:`Evaluator.map`.
+
+        Returns:
+            float64 ``[points]``, on the CPU.
+        """
+        found: Tensor = self.objective.evaluator.map(
+            lambda one: self.objective(build(one)),
+            points,
+            runs,
+            self.seed,
+            start,
+            elements=sum(leaf.numel() for leaf in self.leaves),
+        )
+        return found.to("cpu", torch.float64)
+
+    def keep(self, values: Tensor) -> Tensor | slice:
         """Return which rows of values enter the estimate."""
         if self.on_non_finite == "ignore":
             return values.isfinite().all(dim=1)
         self.check_finite(values)
-        return torch.ones(len(values), dtype=torch.bool)
+        return slice(None)
 
     def check_finite(self, values: Tensor) -> None:
         """Raise, if that is asked for, at rows of values that are not finite."""
@@ -143,6 +143,14 @@ class Problem:
             raise FloatingPointError(
                 f"the objective is not finite at {bad} of {len(values)} samples; reduce `sigma`, "
                 f"now {self.sigma}, or leave such samples out with `on_non_finite='ignore'`"
+            )
+
+    def check_baseline(self) -> None:
+        """Raise if the value at the leaves, which samples are held against, is not finite."""
+        if self.on_non_finite != "propagate" and self.value - self.value != 0:
+            raise FloatingPointError(
+                f"the objective is {self.value} at the unperturbed arguments, which every sample "
+                f"is held against; use a method that does not, as 'antithetic' or 'leave-one-out'"
             )
 
 
@@ -165,14 +173,3 @@ def check_scalar(output: Any) -> Tensor:
     if output.is_complex():
         raise RuntimeError(f"`output` must be a real tensor, got {output.dtype}")
     return output
-
-
-def _map(function: Callable[[Tensor], Tensor], tree: list[Any]) -> list[Any]:
-    return [
-        tuple(map(function, item)) if isinstance(item, tuple) else function(item) for item in tree
-    ]
-
-
-def _count(tree: list[Any]) -> int:
-    first = tree[0]
-    return len(first[0] if isinstance(first, tuple) else first)

@@ -1,4 +1,4 @@
-"""Memory that one chunk of samples leaves to the next."""
+"""Memory that one tile of samples leaves to the next."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ class Scratch:
     def __init__(self) -> None:
         self._buffers: dict[Hashable, Tensor] = {}
 
-    def take(self, name: Hashable, rows: int, columns: int, like: Tensor) -> Tensor:
-        """Return a matrix of a tensor's dtype and device."""
+    def take(
+        self, name: Hashable, rows: int, columns: int, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """Return a matrix."""
         buffer = self._buffers.get(name)
         if buffer is None or buffer.numel() < rows * columns:
-            buffer = torch.empty(rows * columns, dtype=like.dtype, device=like.device)
+            buffer = torch.empty(rows * columns, dtype=dtype, device=device)
             self._buffers[name] = buffer
         return buffer[: rows * columns].view(rows, columns)

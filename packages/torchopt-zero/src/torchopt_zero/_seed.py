@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -31,48 +29,12 @@ def counter_seed(seed: int, counter: int) -> int:
     return _mix(_mix((counter ^ seed) & _MASK) ^ ((seed >> 32) & _MASK))
 
 
-def draw_seed(generator: torch.Generator | None) -> int:
-    """Draw the 62-bit seed of one estimate, from torch's default generator if none is given."""
-    device = "cpu" if generator is None else generator.device
-    return int(torch.randint(2**62, (), generator=generator, device=device))
+def draw_seed(generator: torch.Generator | None) -> Tensor:
+    """Draw the 62-bit seed of one estimate, from torch's CPU generator if none is given.
 
-
-class Layout:
-    """Leaves of one dtype and device, seen as one vector.
-
-    Args:
-        leaves: All leaves of a function.
-        members: Which of them lie in the vector.
+    Returns:
+        int64 ``[]``, on the CPU; under `torch.func.vmap`, ``randomness`` says whether each member
+        of the batch has its own.
     """
-
-    def __init__(self, leaves: Sequence[Tensor], members: list[int]) -> None:
-        self.total = len(leaves)
-        self.members = members
-        first = leaves[members[0]]
-        self.dtype = first.dtype
-        self.device = first.device
-        self.shapes = [leaves[i].shape for i in members]
-        self.sizes = [leaves[i].numel() for i in members]
-        self.size = sum(self.sizes)
-
-    @classmethod
-    def of(cls, leaves: Sequence[Tensor]) -> list[Layout]:
-        """Return one layout per dtype and device."""
-        groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-        for position, leaf in enumerate(leaves):
-            groups.setdefault((leaf.dtype, leaf.device), []).append(position)
-        return [cls(leaves, members) for members in groups.values()]
-
-    def seed(self, seed: int, sample: int, leaf: int = 0) -> int:
-        """Return the seed of the stream that starts at one leaf of this vector, for one sample."""
-        return counter_seed(seed, sample * self.total + self.members[leaf])
-
-    def flatten(self, leaves: Sequence[Tensor]) -> Tensor:
-        """Copy this vector's leaves out of all of them."""
-        return torch.cat([leaves[i].reshape(-1) for i in self.members])
-
-    def split(self, flat: Tensor) -> list[Tensor]:
-        """View ``[..., size]`` as one tensor ``[..., *shape]`` per leaf."""
-        batch = flat.shape[:-1]
-        parts = torch.split(flat, self.sizes, dim=-1)
-        return [part.view((*batch, *shape)) for part, shape in zip(parts, self.shapes, strict=True)]
+    device = "cpu" if generator is None else generator.device
+    return torch.randint(2**62, (), generator=generator, device=device).to("cpu")

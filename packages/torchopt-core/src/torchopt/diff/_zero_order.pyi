@@ -17,10 +17,13 @@ class ZeroOrder(ModuleType):
     MeZO = torchopt_zero.MeZO
     Naive = torchopt_zero.Naive
     Noise = torchopt_zero.Noise
+    NoiseReuseES = torchopt_zero.NoiseReuseES
+    Orthogonal = torchopt_zero.Orthogonal
     PersistentES = torchopt_zero.PersistentES
     Rademacher = torchopt_zero.Rademacher
     RankShaped = torchopt_zero.RankShaped
     SPSA = torchopt_zero.SPSA
+    Sobol = torchopt_zero.Sobol
     Workers = torchopt_zero.Workers
     ZeroOrderGradientModule = torchopt_zero.ZeroOrderGradientModule
     diagnose = staticmethod(torchopt_zero.diagnose)

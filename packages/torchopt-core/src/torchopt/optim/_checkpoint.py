@@ -131,6 +131,9 @@ def _loaded(name: str, value: Any, param: torch.Tensor, entry: Any) -> Any:
     if name == "step" and not entry.is_shared:
         count = value if isinstance(value, torch.Tensor) else torch.tensor(value)
         return count.detach().to("cpu", torch.int64, copy=True)
+    if entry.is_number:
+        found = value if isinstance(value, torch.Tensor) else torch.tensor(value)
+        return found.detach().to("cpu", torch.float64, copy=True)
     if entry.is_moment and not isinstance(value, torch.Tensor):
         raise ValueError(f"the state dict is damaged: `{name}` must be a tensor, got {value!r}")
     if entry.is_moment and value.shape != param.shape:

@@ -14,6 +14,85 @@ from typing import Any
 from typing import Literal
 import torch
 
+class ASGD(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 0.01,
+        lambd: Scalar = 0.0001,
+        alpha: Scalar = 0.75,
+        t0: Scalar = 1000000.0,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""ASGD as a :class:`torch.optim.Optimizer`; see :func:`asgd`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: Learning rate :math:`\eta`: a number, a 0-dim tensor, a schedule, or a tree with one of
+                these tensors for each leaf. As in torch, a change reaches the step after the next.
+            lambd: :math:`\lambda_0 \ge 0`, how fast the learning rate and the parameters decay.
+            alpha: :math:`\alpha \ge 0`.
+            t0: The step :math:`t_0` at which the averages begin.
+            weight_decay: Coupled to the gradient.
+            maximize: Whether to ascend.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite, or ``update`` has no
+                ``params``.
+        """
+
+class AdaBelief(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 0.001,
+        betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+        eps: Scalar = 1e-16,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = True,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""AdaBelief as a :class:`torch.optim.Optimizer`; see :func:`adabelief`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+            betas: Decays :math:`(\beta_1, \beta_2)`, in [0, 1).
+            eps: :math:`\epsilon \ge 0`, added in every step inside of the root and once outside.
+            weight_decay: :math:`\lambda`.
+            decoupled_weight_decay: Whether the weight decay bypasses the moments, as in AdamW.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
+        """
+
 class Adadelta(DerivedOptimizer):
     def __init__(
         self,
@@ -258,6 +337,153 @@ class Adamax(DerivedOptimizer):
             ValueError: If a number is outside of its range or not finite.
         """
 
+class Adan(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 0.001,
+        betas: tuple[Scalar, Scalar, Scalar] = (0.98, 0.92, 0.99),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""Adan as a :class:`torch.optim.Optimizer`; see :func:`adan`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+            betas: Decays :math:`(\beta_1, \beta_2, \beta_3)`, in [0, 1).
+            eps: :math:`\epsilon \ge 0`.
+            weight_decay: :math:`\lambda`, decoupled from the gradient.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
+        """
+
+class Fromage(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 0.01,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""Fromage as a :class:`torch.optim.Optimizer`; see :func:`fromage`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+            maximize: Whether to ascend.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If ``lr`` is out of range, or ``update`` has no ``params``.
+        """
+
+class LAMB(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 0.001,
+        betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+        eps: Scalar = 1e-06,
+        weight_decay: Scalar = 0.0,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""LAMB as a :class:`torch.optim.Optimizer`; see :func:`lamb`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+            betas: Decays :math:`(\beta_1, \beta_2)` of the moments, in [0, 1).
+            eps: :math:`\epsilon \ge 0`.
+            weight_decay: :math:`\lambda`.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If a number is outside of its range, or ``update`` has no ``params``.
+        """
+
+class LARS(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 0.01,
+        momentum: Scalar = 0.9,
+        weight_decay: Scalar = 0.0,
+        trust_coefficient: Scalar = 0.001,
+        eps: Scalar = 0.0,
+        nesterov: bool = False,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""LARS as a :class:`torch.optim.Optimizer`; see :func:`lars`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+            momentum: :math:`\mu \ge 0`.
+            weight_decay: :math:`\lambda`.
+            trust_coefficient: :math:`c \ge 0`.
+            eps: :math:`\epsilon \ge 0`.
+            nesterov: Whether to look ahead.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If a number is outside of its range, or ``update`` has no ``params``.
+        """
+
 class LBFGS(DerivedOptimizer):
     def __init__(
         self,
@@ -296,6 +522,44 @@ class LBFGS(DerivedOptimizer):
         Raises:
             ValueError: If a number is out of range, there is a second parameter group, or nothing to
                 evaluate the loss with.
+        """
+
+class LaProp(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 0.0004,
+        betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+        eps: Scalar = 1e-15,
+        weight_decay: Scalar = 0.0,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""LaProp as a :class:`torch.optim.Optimizer`; see :func:`laprop`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+            betas: Decays :math:`(\beta_1, \beta_2)`, in [0, 1).
+            eps: :math:`\epsilon \ge 0`.
+            weight_decay: :math:`\lambda`, decoupled from the gradient.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
         """
 
 class Lion(DerivedOptimizer):
@@ -365,6 +629,67 @@ class Lookahead(DerivedOptimizer):
         Raises:
             TypeError: If ``inner`` is not a transformation.
             ValueError: If a number is outside of its range, or ``update`` has no ``params``.
+        """
+
+class MetaASGD(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 0.01,
+        lambd: Scalar = 0.0001,
+        alpha: Scalar = 0.75,
+        t0: Scalar = 1000000.0,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable ASGD on a module; see :func:`asgd`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: Learning rate :math:`\eta`: a number, a 0-dim tensor, a schedule, or a tree with one of
+                these tensors for each leaf. As in torch, a change reaches the step after the next.
+                A dict gives every parameter its own, by name.
+            lambd: :math:`\lambda_0 \ge 0`, how fast the learning rate and the parameters decay.
+            alpha: :math:`\alpha \ge 0`.
+            t0: The step :math:`t_0` at which the averages begin.
+            weight_decay: Coupled to the gradient.
+            maximize: Whether to ascend.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite, or ``update`` has no
+                ``params``.
+        """
+
+class MetaAdaBelief(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 0.001,
+        betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+        eps: Scalar = 1e-16,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = True,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable AdaBelief on a module; see :func:`adabelief`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+                A dict gives every parameter its own, by name.
+            betas: Decays :math:`(\beta_1, \beta_2)`, in [0, 1).
+            eps: :math:`\epsilon \ge 0`, added in every step inside of the root and once outside.
+            weight_decay: :math:`\lambda`.
+            decoupled_weight_decay: Whether the weight decay bypasses the moments, as in AdamW.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
         """
 
 class MetaAdadelta(DerivedMetaOptimizer):
@@ -565,6 +890,117 @@ class MetaAdamax(DerivedMetaOptimizer):
             ValueError: If a number is outside of its range or not finite.
         """
 
+class MetaAdan(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 0.001,
+        betas: tuple[Scalar, Scalar, Scalar] = (0.98, 0.92, 0.99),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable Adan on a module; see :func:`adan`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+                A dict gives every parameter its own, by name.
+            betas: Decays :math:`(\beta_1, \beta_2, \beta_3)`, in [0, 1).
+            eps: :math:`\epsilon \ge 0`.
+            weight_decay: :math:`\lambda`, decoupled from the gradient.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
+        """
+
+class MetaFromage(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 0.01,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable Fromage on a module; see :func:`fromage`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+                A dict gives every parameter its own, by name.
+            maximize: Whether to ascend.
+
+        Raises:
+            ValueError: If ``lr`` is out of range, or ``update`` has no ``params``.
+        """
+
+class MetaLAMB(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 0.001,
+        betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+        eps: Scalar = 1e-06,
+        weight_decay: Scalar = 0.0,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable LAMB on a module; see :func:`lamb`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+                A dict gives every parameter its own, by name.
+            betas: Decays :math:`(\beta_1, \beta_2)` of the moments, in [0, 1).
+            eps: :math:`\epsilon \ge 0`.
+            weight_decay: :math:`\lambda`.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+
+        Raises:
+            ValueError: If a number is outside of its range, or ``update`` has no ``params``.
+        """
+
+class MetaLARS(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 0.01,
+        momentum: Scalar = 0.9,
+        weight_decay: Scalar = 0.0,
+        trust_coefficient: Scalar = 0.001,
+        eps: Scalar = 0.0,
+        nesterov: bool = False,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable LARS on a module; see :func:`lars`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+                A dict gives every parameter its own, by name.
+            momentum: :math:`\mu \ge 0`.
+            weight_decay: :math:`\lambda`.
+            trust_coefficient: :math:`c \ge 0`.
+            eps: :math:`\epsilon \ge 0`.
+            nesterov: Whether to look ahead.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+
+        Raises:
+            ValueError: If a number is outside of its range, or ``update`` has no ``params``.
+        """
+
 class MetaLBFGS(DerivedMetaOptimizer):
     def __init__(
         self,
@@ -593,6 +1029,35 @@ class MetaLBFGS(DerivedMetaOptimizer):
         Raises:
             ValueError: If a number is out of range, there is a second parameter group, or nothing to
                 evaluate the loss with.
+        """
+
+class MetaLaProp(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 0.0004,
+        betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+        eps: Scalar = 1e-15,
+        weight_decay: Scalar = 0.0,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable LaProp on a module; see :func:`laprop`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+                A dict gives every parameter its own, by name.
+            betas: Decays :math:`(\beta_1, \beta_2)`, in [0, 1).
+            eps: :math:`\epsilon \ge 0`.
+            weight_decay: :math:`\lambda`, decoupled from the gradient.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
         """
 
 class MetaLion(DerivedMetaOptimizer):
@@ -688,6 +1153,39 @@ class MetaMuon(DerivedMetaOptimizer):
             RuntimeError: In a step, if a parameter is complex.
         """
 
+class MetaNAdam(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 0.002,
+        betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        momentum_decay: Scalar = 0.004,
+        decoupled_weight_decay: bool = False,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable NAdam on a module; see :func:`nadam`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+                A dict gives every parameter its own, by name.
+            betas: Decays :math:`(\beta_1, \beta_2)` of the moments, in [0, 1).
+            eps: :math:`\epsilon \ge 0`.
+            weight_decay: :math:`\lambda`.
+            momentum_decay: :math:`\psi \ge 0`, by which the momentum warms up.
+            decoupled_weight_decay: Whether the weight decay bypasses the moments, as in AdamW.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
+        """
+
 class MetaProdigy(DerivedMetaOptimizer):
     def __init__(
         self,
@@ -729,6 +1227,65 @@ class MetaProdigy(DerivedMetaOptimizer):
         Raises:
             ValueError: If a number is outside of its range or not finite, ``update`` has no ``params``,
                 or a parameter is of float16.
+        """
+
+class MetaQHAdam(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 0.001,
+        betas: tuple[Scalar, Scalar] = (0.995, 0.999),
+        nus: tuple[Scalar, Scalar] = (0.7, 1.0),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = False,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable QHAdam on a module; see :func:`qhadam`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+                A dict gives every parameter its own, by name.
+            betas: Decays :math:`(\beta_1, \beta_2)` of the moments, in [0, 1).
+            nus: The weights :math:`(\nu_1, \nu_2)` of the moments; (1, 1) is Adam.
+            eps: :math:`\epsilon \ge 0`.
+            weight_decay: Needs ``params`` in ``update``.
+            decoupled_weight_decay: Whether the weight decay bypasses the moments, as in AdamW.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
+        """
+
+class MetaQHM(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 1.0,
+        momentum: Scalar = 0.999,
+        nu: Scalar = 0.7,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable QHM on a module; see :func:`qhm`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+                A dict gives every parameter its own, by name.
+            momentum: :math:`\beta`, in [0, 1).
+            nu: The weight :math:`\nu` of momentum: 0 for gradient descent, 1 for momentum alone.
+            weight_decay: Coupled to the gradient.
+            maximize: Whether to ascend.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
         """
 
 class MetaRAdam(DerivedMetaOptimizer):
@@ -794,6 +1351,31 @@ class MetaRMSprop(DerivedMetaOptimizer):
             nesterov: Whether the momentum looks ahead; needs a momentum.
             maximize: Whether to ascend.
             use_accelerated_op: As in :func:`~torchopt.adam`.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
+        """
+
+class MetaRprop(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 0.01,
+        etas: tuple[Scalar, Scalar] = (0.5, 1.2),
+        step_sizes: tuple[Scalar, Scalar] = (1e-06, 50.0),
+        *,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable Rprop on a module; see :func:`rprop`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: The first step size :math:`\eta`, in every form that :func:`~torchopt.adam` takes; later
+                changes have no effect.
+                A dict gives every parameter its own, by name.
+            etas: :math:`(\eta_-, \eta_+)` with :math:`0 < \eta_- < 1 < \eta_+`.
+            step_sizes: :math:`(\eta_{\min}, \eta_{\max})`.
+            maximize: Whether to ascend.
 
         Raises:
             ValueError: If a number is outside of its range or not finite.
@@ -881,6 +1463,64 @@ class MetaScheduleFree(DerivedMetaOptimizer):
                 has no learning rate.
         """
 
+class MetaSignum(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 0.001,
+        momentum: Scalar = 0.9,
+        weight_decay: Scalar = 0.0,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable Signum on a module; see :func:`signum`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+                A dict gives every parameter its own, by name.
+            momentum: :math:`\beta`, in [0, 1).
+            weight_decay: :math:`\lambda`, decoupled from the gradient.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
+        """
+
+class MetaYogi(DerivedMetaOptimizer):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule | TensorTree = 0.01,
+        betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+        eps: Scalar = 0.001,
+        weight_decay: Scalar = 0.0,
+        initial_accumulator_value: Scalar = 1e-06,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+    ) -> None:
+        r"""Differentiable Yogi on a module; see :func:`yogi`.
+
+        Args:
+            module: The module to optimize. Parameters shared by several submodules stay shared.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+                A dict gives every parameter its own, by name.
+            betas: :math:`(\beta_1, \beta_2)`, in [0, 1).
+            eps: :math:`\epsilon \ge 0`.
+            weight_decay: :math:`\lambda`, coupled to the gradient.
+            initial_accumulator_value: :math:`m_0 = v_0 \ge 0`.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
+        """
+
 class Muon(DerivedOptimizer):
     def __init__(
         self,
@@ -934,6 +1574,48 @@ class Muon(DerivedOptimizer):
             RuntimeError: In a step, if a parameter is complex.
         """
 
+class NAdam(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 0.002,
+        betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        momentum_decay: Scalar = 0.004,
+        decoupled_weight_decay: bool = False,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""NAdam as a :class:`torch.optim.Optimizer`; see :func:`nadam`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+            betas: Decays :math:`(\beta_1, \beta_2)` of the moments, in [0, 1).
+            eps: :math:`\epsilon \ge 0`.
+            weight_decay: :math:`\lambda`.
+            momentum_decay: :math:`\psi \ge 0`, by which the momentum warms up.
+            decoupled_weight_decay: Whether the weight decay bypasses the moments, as in AdamW.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
+        """
+
 class Prodigy(DerivedOptimizer):
     def __init__(
         self,
@@ -984,6 +1666,83 @@ class Prodigy(DerivedOptimizer):
         Raises:
             ValueError: If a number is outside of its range or not finite, ``update`` has no ``params``,
                 or a parameter is of float16.
+        """
+
+class QHAdam(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 0.001,
+        betas: tuple[Scalar, Scalar] = (0.995, 0.999),
+        nus: tuple[Scalar, Scalar] = (0.7, 1.0),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = False,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""QHAdam as a :class:`torch.optim.Optimizer`; see :func:`qhadam`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+            betas: Decays :math:`(\beta_1, \beta_2)` of the moments, in [0, 1).
+            nus: The weights :math:`(\nu_1, \nu_2)` of the moments; (1, 1) is Adam.
+            eps: :math:`\epsilon \ge 0`.
+            weight_decay: Needs ``params`` in ``update``.
+            decoupled_weight_decay: Whether the weight decay bypasses the moments, as in AdamW.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
+        """
+
+class QHM(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 1.0,
+        momentum: Scalar = 0.999,
+        nu: Scalar = 0.7,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""QHM as a :class:`torch.optim.Optimizer`; see :func:`qhm`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+            momentum: :math:`\beta`, in [0, 1).
+            nu: The weight :math:`\nu` of momentum: 0 for gradient descent, 1 for momentum alone.
+            weight_decay: Coupled to the gradient.
+            maximize: Whether to ascend.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
         """
 
 class RAdam(DerivedOptimizer):
@@ -1060,6 +1819,40 @@ class RMSprop(DerivedOptimizer):
             nesterov: Whether the momentum looks ahead; needs a momentum.
             maximize: Whether to ascend.
             use_accelerated_op: As in :func:`~torchopt.adam`.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
+        """
+
+class Rprop(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 0.01,
+        etas: tuple[Scalar, Scalar] = (0.5, 1.2),
+        step_sizes: tuple[Scalar, Scalar] = (1e-06, 50.0),
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""Rprop as a :class:`torch.optim.Optimizer`; see :func:`rprop`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: The first step size :math:`\eta`, in every form that :func:`~torchopt.adam` takes; later
+                changes have no effect.
+            etas: :math:`(\eta_-, \eta_+)` with :math:`0 < \eta_- < 1 < \eta_+`.
+            step_sizes: :math:`(\eta_{\min}, \eta_{\max})`.
+            maximize: Whether to ascend.
             foreach: Accepted as by `torch.optim`; results do not depend on it.
             capturable: Likewise.
             differentiable: Likewise, but for True, which is refused: the differentiable form of the
@@ -1179,4 +1972,80 @@ class ScheduleFree(DerivedOptimizer):
             TypeError: If ``inner`` is not a transformation.
             ValueError: If a number is outside of its range, ``update`` has no ``params``, or ``inner``
                 has no learning rate.
+        """
+
+class Signum(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 0.001,
+        momentum: Scalar = 0.9,
+        weight_decay: Scalar = 0.0,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""Signum as a :class:`torch.optim.Optimizer`; see :func:`signum`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+            momentum: :math:`\beta`, in [0, 1).
+            weight_decay: :math:`\lambda`, decoupled from the gradient.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
+        """
+
+class Yogi(DerivedOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: ScalarOrSchedule | TensorTree = 0.01,
+        betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+        eps: Scalar = 0.001,
+        weight_decay: Scalar = 0.0,
+        initial_accumulator_value: Scalar = 1e-06,
+        *,
+        mask: Any | Callable[[Params], Any] | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        r"""Yogi as a :class:`torch.optim.Optimizer`; see :func:`yogi`.
+
+        Args:
+            params: Parameters, named parameters, or dicts that define parameter groups; a group may
+                override hyperparameters.
+            lr: Learning rate :math:`\eta`, in every form that :func:`~torchopt.adam` takes.
+            betas: :math:`(\beta_1, \beta_2)`, in [0, 1).
+            eps: :math:`\epsilon \ge 0`.
+            weight_decay: :math:`\lambda`, coupled to the gradient.
+            initial_accumulator_value: :math:`m_0 = v_0 \ge 0`.
+            mask: The leaves that decay: a tree of bools (or a prefix of it), or a function from the
+                parameters to one; all by default.
+            maximize: Whether to ascend.
+            foreach: Accepted as by `torch.optim`; results do not depend on it.
+            capturable: Likewise.
+            differentiable: Likewise, but for True, which is refused: the differentiable form of the
+                optimizer is a class of its own.
+            fused: Likewise; for fused steps install `torchopt-accel`.
+
+        Raises:
+            ValueError: If a number is outside of its range or not finite.
         """

@@ -31,6 +31,8 @@ class Entry(NamedTuple):
     missing: float | None
     #: Whether it is the number of steps of a schedule.
     counts_steps: bool = False
+    #: Whether it is a number that depends on the steps alone.
+    is_number: bool = False
 
 
 class _Opaque(NamedTuple):
@@ -77,7 +79,9 @@ class Layout:
                 name = ".".join(map(str, (*field.scope, name)))
             is_moment = field.kind is Kind.MOMENT
             is_schedule = field.entry == SCHEDULE_STEP
-            entry = Entry(name, field.is_shared, is_moment, field.missing, is_schedule)
+            entry = Entry(
+                name, field.is_shared, is_moment, field.missing, is_schedule, field.is_number
+            )
             found.append((entry, field.scope))
             return value
 

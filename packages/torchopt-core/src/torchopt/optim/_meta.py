@@ -18,6 +18,7 @@ from torchopt._legacy_state import Order, converted, is_legacy
 from torchopt._rule import Rule, same
 from torchopt._state import Field, Kind
 from torchopt._structure import tuple_structure
+from torchopt._submodules import submodules
 from torchopt._types import Leaves, OptState
 from torchopt.base import GradientTransformation, UninitializedState, as_rule, check_transformation
 from torchopt.optim._docs import derived_docstring
@@ -215,7 +216,7 @@ class Group:
         self.slots: list[list[tuple[dict[str, Any], str]]] = []
         self._containers: list[dict[str, Any]] = []
         index: dict[int, int] = {}
-        for submodule in self._module.modules():
+        for submodule in submodules(self._module):
             self._containers.append(submodule._parameters)
             for name, param in submodule._parameters.items():
                 if param is not None:

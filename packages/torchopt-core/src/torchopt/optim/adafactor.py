@@ -13,6 +13,7 @@ from torchopt._arithmetic import HALF, Operand, PerLeaf
 from torchopt._context import Context, beside_steps, counts_like
 from torchopt._factory import optimizer
 from torchopt._gradient_step import GradientStep
+from torchopt._norms import leaf_norms, precise
 from torchopt._rule import Rule
 from torchopt._state import per_leaf, record
 from torchopt._types import Leaves, Params, Scalar, ScalarOrSchedule, TensorTree
@@ -104,17 +105,17 @@ class AdafactorDirection(Rule):
         found, factors = [], []
         for k, (g, p) in enumerate(zip(grads, params, strict=True)):
             eps = torch.finfo(p.dtype).eps if self.eps1 is None else self.eps1
-            weight, precise = _of_leaf(share, k), _precise(g)
+            weight, single = _of_leaf(share, k), precise(g)
             if g.ndim > 1:
-                variance = self._factored(precise, new, k, weight, eps, context)
+                variance = self._factored(single, new, k, weight, eps, context)
             else:
-                new.full[k] = _average(new.full[k], precise * precise, weight, context)
-                variance = _precise(new.full[k])
+                new.full[k] = _average(new.full[k], single * single, weight, context)
+                variance = precise(new.full[k])
                 variance = variance.clone() if context.inplace else variance
             if context.inplace:  # the variance is a tensor of this step's own
-                direction = variance.clamp_(min=eps * eps).rsqrt_().mul_(precise)
+                direction = variance.clamp_(min=eps * eps).rsqrt_().mul_(single)
             else:
-                direction = variance.clamp(min=eps * eps).rsqrt() * precise
+                direction = variance.clamp(min=eps * eps).rsqrt() * single
             found.append(direction.to(g.dtype))
             rate = _of_leaf(context.lr, k)
             factors.append(self._factor(direction, p, rate, _of_leaf(slowed, k), context))
@@ -136,7 +137,7 @@ class AdafactorDirection(Rule):
         row, column = (_mean_square(g, dim, context) for dim in (-1, -2))
         new.row[k] = _average(new.row[k], row, weight, context)
         new.column[k] = _average(new.column[k], column, weight, context)
-        row, column = _precise(new.row[k]), _precise(new.column[k])
+        row, column = precise(new.row[k]), precise(new.column[k])
         estimate: torch.Tensor = row * column
         mean = row.mean(dim=-2, keepdim=True).clamp(min=eps)
         return estimate.div_(mean) if context.inplace else estimate / mean
@@ -146,7 +147,7 @@ class AdafactorDirection(Rule):
     ) -> Any:
         """Return the relative step size of a leaf over the clipped size of its direction."""
         size = math.sqrt(max(p.numel(), 1))
-        scale, length = _norm(p, context) / size, _norm(direction, context) / size
+        scale, length = (x / size for x in leaf_norms([p, direction], context))
         if context.inplace and p.is_cpu and not isinstance(rate, torch.Tensor):
             relative = max(float(self.eps2), scale.item()) * min(rate, float(slowed))
             return relative / max(1.0, length.item() / float(self.d))
@@ -160,11 +161,6 @@ def _of_leaf(operand: Any, k: int) -> Any:
     if isinstance(operand, PerLeaf):
         return operand.values[k]
     return operand[k] if isinstance(operand, list) else operand
-
-
-def _precise(x: torch.Tensor) -> torch.Tensor:
-    """Return a tensor in a dtype in which its squares neither vanish nor overflow."""
-    return x.float() if x.dtype in HALF else x
 
 
 def _beside(x: Any, p: torch.Tensor) -> torch.Tensor:
@@ -187,15 +183,6 @@ def _mean_square(g: torch.Tensor, dim: int, context: Context) -> torch.Tensor:
         norms: torch.Tensor = torch.linalg.vector_norm(g, dim=dim, keepdim=True)
         return norms.square_().div_(max(g.shape[dim], 1))
     return g.square().mean(dim=dim, keepdim=True)
-
-
-def _norm(x: torch.Tensor, context: Context) -> torch.Tensor:
-    """Return the norm of a leaf, whose derivatives at zero are zero."""
-    x = _precise(x)
-    if context.inplace:
-        norm: torch.Tensor = torch.linalg.vector_norm(x)
-        return norm
-    return context.fresh.sqrt([x.square().sum()])[0]
 
 
 @optimizer

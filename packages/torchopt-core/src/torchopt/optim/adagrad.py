@@ -159,6 +159,16 @@ def adagrad(
 class Adagrad(_derived.Adagrad, functional=adagrad):
     """Adagrad as a :class:`torch.optim.Optimizer`; see :func:`adagrad`."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return state and hyperparameters; as torch's Adagrad, also where there was no step."""
+        packed = super().state_dict()
+        for group, keys in zip(self.param_groups, packed["param_groups"], strict=True):
+            for p, key in zip(group["params"], keys["params"], strict=True):
+                if key not in packed["state"]:
+                    (sums,) = filled_like([p.detach()], group["initial_accumulator_value"])
+                    packed["state"][key] = {"step": torch.zeros((), device="cpu"), "sum": sums}
+        return packed
+
 
 class MetaAdagrad(_derived.MetaAdagrad, functional=adagrad):
     """Differentiable Adagrad on a module; see :func:`adagrad`."""

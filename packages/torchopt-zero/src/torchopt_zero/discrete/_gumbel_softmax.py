@@ -71,7 +71,9 @@ def gumbel_softmax(
     check_generator(generator)
     logits = logits.movedim(dim, -1)
     numbers = uniform(draw_seed(generator, logits.device), 0, 1, logits.shape)[0]
-    noise = NOISES["gumbel"].icdf(numbers).to(logits.dtype)
-    soft = ((logits + noise) / tau).softmax(-1)
+    # In half precision entries would be equal that are not, and the first of them be favoured.
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    noise = NOISES["gumbel"].icdf(numbers).to(precise.dtype)
+    soft = ((precise + noise) / tau).softmax(-1)
     sample = straight_through(argmax()(soft), soft) if hard else soft
-    return sample.movedim(-1, dim)
+    return sample.to(logits.dtype).movedim(-1, dim)

@@ -46,6 +46,8 @@ class Perturbed:
             `torch.func.grad`) keeps what that takes of all samples.
         generator: Where the seed of a call is drawn from; torch's default generator by default.
 
+    The solver sees perturbed inputs of half precision in float32.
+
     Returns:
         When called with ``x`` of shape ``(*batch, *event)``: the mean of solutions. Members of a
         batch have independent noise. Under `torch.func.vmap`, its ``randomness`` says whether they
@@ -108,7 +110,12 @@ class Perturbed:
     def solve(self, x: Tensor) -> Solutions:
         """Return what a set of samples says of an input: more than the mean of their solutions."""
         self.solver.check(x)
-        return Solutions(*_Mean.apply(x, draw_seed(self.generator, x.device), self)[:2])  # type: ignore[no-untyped-call]
+        # In half precision most of the noise would be rounded away: entries would be equal that are
+        # not, and a sum of many solutions would stop to grow.
+        precise = x.to(torch.promote_types(x.dtype, torch.float32))
+        seed = draw_seed(self.generator, x.device)
+        mean, value = _Mean.apply(precise, seed, self)[:2]  # type: ignore[no-untyped-call]
+        return Solutions(mean.to(x.dtype), value.to(x.dtype))
 
 
 class Solutions(NamedTuple):

@@ -139,7 +139,7 @@ def _one_by_one(solve: Callable[[NDArray[Any]], Any], event_dim: int, x: Tensor)
     batch, event = array.shape[: x.ndim - event_dim], array.shape[x.ndim - event_dim :]
     solutions = [np.asarray(solve(instance)) for instance in array.reshape(-1, *event)]
     stacked = np.stack(solutions) if solutions else np.empty((0, *event))
-    return torch.as_tensor(stacked).reshape(*batch, *stacked.shape[1:])
+    return torch.from_numpy(stacked).reshape(*batch, *stacked.shape[1:])
 
 
 def to_numpy(x: Tensor) -> NDArray[np.float64]:

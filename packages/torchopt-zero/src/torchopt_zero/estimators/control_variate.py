@@ -31,6 +31,9 @@ class LeaveOneOut(SampledEstimator):
     signs = (1,)
     joint = True
 
+    def uses_value(self, values: Tensor) -> bool:
+        return len(values) == 1
+
     def weights(self, values: Tensor, value: float, sigma: float) -> Tensor:
         fitness = values[:, 0]
         if len(fitness) < 2:
@@ -71,14 +74,20 @@ class LinearControl(Estimator):
         self.base = Antithetic() if base is None else base
 
     def estimate(self, problem: Problem) -> list[Tensor]:
+        if problem.learns_sigma:
+            raise TypeError(
+                "`LinearControl` does not estimate the gradient with respect to `sigma`; pass a "
+                "`sigma` that does not require a gradient"
+            )
         surrogate = self.surrogate() if callable(self.surrogate) else self.surrogate
         slopes = like_leaves(surrogate, problem.leaves, "surrogate")
 
         def remainder(leaves: list[Tensor]) -> Tensor:
             output = problem.objective(leaves)
             moves = zip(slopes, leaves, problem.leaves, strict=True)
-            return output - sum((slope * (leaf - at)).sum() for slope, leaf, at in moves)
+            known = [(slope * (leaf.to(slope) - at.to(slope))).sum() for slope, leaf, at in moves]
+            return output - sum(known)
 
-        objective = Objective(remainder, problem.objective.batching)
+        objective = Objective(remainder, problem.objective.evaluator)
         rest = self.base.estimate(replace(problem, objective=objective))
         return [slope + part for slope, part in zip(slopes, rest, strict=True)]

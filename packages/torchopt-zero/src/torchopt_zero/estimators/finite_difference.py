@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from torchopt_zero._estimator import Estimator
+from torchopt_zero._leaf_vector import wide
 from torchopt_zero._problem import Problem
 
 
@@ -29,32 +30,39 @@ class FiniteDifference(Estimator):
     """
 
     def estimate(self, problem: Problem) -> list[Tensor]:
-        leaves = problem.leaves
-        elements = sum(leaf.numel() for leaf in leaves)
-        gradient = []
-        for position, leaf in enumerate(leaves):
-            slopes = torch.empty(leaf.numel(), dtype=torch.float64)
-            others = [*leaves]
+        return [self._slopes(problem, position) for position in range(len(problem.leaves))]
 
-            def build(
-                one: Tensor, position: int = position, others: list[Tensor] = others
-            ) -> list[Tensor]:
-                return [*others[:position], one, *others[position + 1 :]]
+    def _slopes(self, problem: Problem, position: int) -> Tensor:
+        leaves, leaf = problem.leaves, problem.leaves[position]
+        entries = leaf.reshape(-1)
+        slopes = torch.empty(leaf.numel(), dtype=torch.float64, device="cpu")
 
-            for coordinates in problem.chunks(range(leaf.numel()), elements):
+        def build(one: list[Tensor]) -> list[Tensor]:
+            return [*leaves[:position], *one, *leaves[position + 1 :]]
+
+        for tile in problem.tiles(leaf.numel(), leaf.numel()):
+            for coordinates in problem.pieces(tile, 2):
                 count = len(coordinates)
-                values = []
-                for sign in (1, -1):
-                    moved = leaf.reshape(-1).repeat(count, 1)
-                    moved.diagonal(coordinates.start).add_(sign * problem.sigma)
-                    batch = [moved.view(count, *leaf.shape)]
-                    values.append(
-                        problem.objective.values(lambda one: build(one[0]), batch, elements)
+                here = entries[coordinates.start : coordinates.stop]
+                ends = [(here.double() + sign * problem.sigma).to(leaf) for sign in (1, -1)]
+                steps = (ends[0].double() - ends[1].double()).cpu()
+                if not steps.all():
+                    raise ValueError(
+                        f"`sigma`, {problem.sigma}, is too small to move an entry of a tensor of "
+                        f"{leaf.dtype}; use a larger one, or a wider dtype"
                     )
-                pairs = torch.stack(values, dim=1)
-                problem.check_finite(pairs)
-                slopes[coordinates.start : coordinates.stop] = (pairs[:, 0] - pairs[:, 1]) / (
-                    2 * problem.sigma
+                moved = entries.repeat(2 * count, 1)
+                for run, end in zip(torch.split(moved, count), ends, strict=True):
+                    run.diagonal(coordinates.start).copy_(end)
+                values = problem.values(
+                    build, [moved.view(2 * count, *leaf.shape)], 2, coordinates.start
                 )
-            gradient.append(slopes.to(leaf.device, leaf.dtype).view(leaf.shape))
-        return gradient
+                pairs = values.view(2, -1).T
+                problem.check_finite(pairs)
+                slopes[coordinates.start : coordinates.stop] = (pairs[:, 0] - pairs[:, 1]) / steps
+        if problem.on_non_finite == "ignore" and not slopes.isfinite().all():
+            raise FloatingPointError(
+                "the objective is not finite at a difference, which 'finite-difference' cannot "
+                "leave out: every coordinate has but one"
+            )
+        return slopes.to(leaf.device, wide(leaf.dtype)).view(leaf.shape)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from torchopt_zero._estimator import SampledEstimator
+from torchopt_zero._leaf_vector import LeafVector
 from torchopt_zero._leaves import like_leaves
 from torchopt_zero._noise import DenseNoise, Noise
 from torchopt_zero._problem import Problem
-from torchopt_zero._seed import Layout
 
 
 class GuidedES(SampledEstimator):
@@ -56,6 +56,7 @@ class GuidedES(SampledEstimator):
     """
 
     signs = (1, -1)
+    learns_sigma = False
 
     def __init__(
         self, k: int = 1, alpha: float = 0.5, beta: float = 1.0, remember: bool = True
@@ -80,14 +81,14 @@ class GuidedES(SampledEstimator):
         self._gradients.append([leaf.detach().clone() for leaf in optree.tree_leaves(gradient)])
 
     def noise(self, problem: Problem) -> Noise:
-        layouts = Layout.of(problem.leaves)
-        if len(layouts) > 1:
+        vectors = LeafVector.of(problem.leaves)
+        if len(vectors) > 1:
             raise TypeError(
                 "`GuidedES` needs all differentiated tensors to share one dtype and device, got "
-                + ", ".join(f"{layout.dtype} on {layout.device}" for layout in layouts)
+                + ", ".join(f"{vector.dtype} on {vector.device}" for vector in vectors)
             )
         past = [
-            layouts[0].flatten(like_leaves(gradient, problem.leaves, "gradient"))
+            vectors[0].flatten(like_leaves(gradient, problem.leaves, "gradient"))
             for gradient in self._gradients
         ]
         return _Subspace(_basis(past), self.alpha)
@@ -109,16 +110,13 @@ class _Subspace(DenseNoise):
         self.basis = basis
         self.alpha = alpha if basis is not None else 1.0
 
-    def fill(self, rows: Tensor, layout: Layout, seed: int, samples: range) -> None:
-        generator = torch.Generator(layout.device)
-        for row, sample in zip(rows.unbind(), samples, strict=True):
-            generator.manual_seed(layout.seed(seed, sample))
-            row.normal_(generator=generator).mul_(math.sqrt(self.alpha / layout.size))
-            if self.basis is not None:
-                k = self.basis.shape[1]
-                inside = torch.empty(k, dtype=row.dtype, device=row.device)
-                inside.normal_(generator=generator)
-                row.addmv_(self.basis, inside, alpha=math.sqrt((1 - self.alpha) / k))
+    def fill(self, rows: Tensor, vector: LeafVector, seed: int, samples: range) -> None:
+        generator = vector.generator(seed, samples.start)
+        rows.normal_(generator=generator).mul_(math.sqrt(self.alpha / vector.size))
+        if self.basis is not None:
+            k = self.basis.shape[1]
+            inside = rows.new_empty(len(rows), k).normal_(generator=generator)
+            rows.addmm_(inside, self.basis.T, alpha=math.sqrt((1 - self.alpha) / k))
 
 
 def _basis(past: list[Tensor]) -> Tensor | None:

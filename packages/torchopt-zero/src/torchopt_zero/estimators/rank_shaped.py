@@ -25,6 +25,7 @@ class RankShaped(SampledEstimator):
 
     signs = (1, -1)
     joint = True
+    learns_sigma = False
 
     def weights(self, values: Tensor, value: float, sigma: float) -> Tensor:
         ranks = centered_ranks(values.flatten()).view_as(values)

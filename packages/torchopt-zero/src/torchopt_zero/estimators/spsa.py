@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from torchopt_zero._estimator import SampledEstimator
+from torchopt_zero._leaf_vector import LeafVector
 from torchopt_zero._noise import DenseNoise, Gaussian, Noise, Rademacher
 from torchopt_zero._problem import Problem
-from torchopt_zero._seed import Layout
 
 
 class SPSA(SampledEstimator):
@@ -36,6 +38,7 @@ class SPSA(SampledEstimator):
     """
 
     signs = (1, -1)
+    learns_sigma = False
 
     def noise(self, problem: Problem) -> Noise:
         given = problem.noise
@@ -58,6 +61,9 @@ class _Signs(DenseNoise):
     def __init__(self, of: DenseNoise) -> None:
         self.of = of
 
-    def fill(self, rows: Tensor, layout: Layout, seed: int, samples: range) -> None:
-        self.of.fill(rows, layout, seed, samples)
+    def fill(self, rows: Tensor, vector: LeafVector, seed: int, samples: range) -> None:
+        self.of.fill(rows, vector, seed, samples)
         rows.copy_((rows >= 0).to(rows.dtype).mul_(2).sub_(1))
+
+    def check_repeatable(self, leaves: Sequence[Tensor], seed: int) -> None:
+        self.of.check_repeatable(leaves, seed)

@@ -1,0 +1,80 @@
+"""What torch has no public name for: what a tensor is under the transforms of `torch.func`."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+from torch._C import _functorch  # the wrappers of `torch.func`, which nothing public tells apart
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """Return whether a tensor belongs to a transform that is running, or has ended."""
+    return bool(_functorch.is_functorch_wrapped_tensor(tensor))
+
+
+def level(tensor: Tensor) -> int:
+    """Return the nesting depth of the transform that a tensor belongs to, -1 without one."""
+    return int(_functorch.maybe_get_level(tensor))
+
+
+def current_level() -> int:
+    """Return the nesting depth of the innermost transform that is running, 0 without one."""
+    return int(_functorch.get_dynamic_layer_stack_depth())
+
+
+def is_batching() -> bool:
+    """Return whether `torch.func.vmap` is one of the transforms that are running."""
+    stack = _functorch.get_interpreter_stack() or []
+    return any(one.key() == _functorch.TransformType.Vmap for one in stack)
+
+
+def layers(tensor: Tensor) -> list[Tensor]:
+    """Return a tensor and what its wrappers hold, from the outside in."""
+    found = [tensor]
+    while is_wrapped(found[-1]):
+        found.append(_functorch.get_unwrapped(found[-1]))
+    return found
+
+
+def is_differentiated(tensor: Tensor) -> bool:
+    """Return whether anything around may ask for a derivative with respect to a tensor."""
+    if not is_wrapped(tensor):
+        if tensor.requires_grad and torch.is_grad_enabled():
+            return True
+        return has_tangent(tensor)
+    return any(
+        _functorch.is_gradtrackingtensor(layer) or layer.requires_grad for layer in layers(tensor)
+    )
+
+
+def has_tangent(tensor: Tensor) -> bool:
+    """Return whether a tensor is dual in the current level of forward-mode differentiation."""
+    dual = torch.autograd.forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+    return dual.tangent is not None
+
+
+def is_computed_from_differentiated(tensor: Tensor) -> bool:
+    """Return whether a tensor was made so that derivatives are asked for, on the way here.
+
+    A parameter of a module that is used as it is does not count: it requires a gradient by default.
+    """
+    wrapped = is_wrapped(tensor)
+    return has_tangent(tensor) or any(
+        layer.requires_grad and (wrapped or layer.grad_fn is not None) for layer in layers(tensor)
+    )
+
+
+def outside_of_batched_gradients() -> AbstractContextManager[object]:
+    """Allow random numbers in a backward pass with ``is_grads_batched``.
+
+    It marks a thread by a key that refuses random operations on any tensor, batched or not.
+    """
+    key = torch._C._parse_dispatch_key("VmapMode")
+    if key is None:
+        return nullcontext()
+    guard: AbstractContextManager[object] = torch._C._ExcludeDispatchKeyGuard(
+        torch._C.DispatchKeySet(key)
+    )
+    return guard
