@@ -1,4 +1,4 @@
-"""Calls on other workers that end in unusual ways, or carry unusual values; prints lines of JSON."""
+"""Calls on other workers that end in unusual ways, or carry unusual values; prints JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls that end in unusual ways or carry unusual values: an error in words, or the right result."""
+"""Calls that end in unusual ways or carry unusual values: an error, or what is right."""
 
 from __future__ import annotations
 

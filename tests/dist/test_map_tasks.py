@@ -398,3 +398,13 @@ def test_the_tree_does_not_depend_on_the_ranks(count: int, size: int) -> None:
 
     assert torch.equal(total(shares), total([range(count)]))
     torch.testing.assert_close(total(shares), values.sum())
+
+
+@pytest.mark.parametrize("size", [n for n in range(3, 40) if n & (n - 1)])
+def test_deterministic_sums_exchange_less_than_twice_what_a_gather_does(size: int) -> None:
+    """In gradients: a gather of one from each rank receives as many as there are ranks."""
+    for count in range(1, 130):
+        shares = [Ranks(rank, size, (), None).share(count) for rank in range(size)]
+        subtrees = [len(cover(share, count)) for share in shares]
+        received = sum(subtrees) / size + 1  # a slice of each subtree, and all slices of the sum
+        assert max(received, *subtrees) <= 2 * size
