@@ -172,3 +172,35 @@ def test_a_tree_of_inference_tensors_is_evaluated() -> None:
         w = torch.ones(2)
         result = map_tasks(lambda w, i: w.sum() * i, range(3), w, differentiate=False)
     assert result.losses.tolist() == [0.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.tensor(float("nan")),
+        torch.zeros(2),
+        torch.ones(3, dtype=torch.complex128),
+        torch.ones((), dtype=torch.complex64),
+        torch.ones(2, dtype=torch.float16),
+        torch.ones(2, 3, dtype=torch.bfloat16).T,
+        torch.tensor(True),
+        torch.empty(0, 2),
+    ],
+    ids=str,
+)
+def test_every_dtype_is_put_back_to_the_bit(value: Tensor) -> None:
+    w = torch.ones((), requires_grad=True)
+    seen = []
+
+    def fn(params: Any, index: int) -> Tensor:
+        seen.append(params["x"].clone())
+        params["x"].data.copy_(~value if value.dtype is torch.bool else -value)
+        return params["w"] * index
+
+    version = value._version
+    map_tasks(lambda p, index: p["w"] * index, range(2), {"x": value, "w": w})
+    assert value._version == version
+    map_tasks(fn, range(2), {"x": value, "w": w})
+    for x in (*seen, value):
+        first, now = (t.contiguous().view(-1).view(torch.uint8) for t in (seen[0], x))
+        assert torch.equal(first, now)

@@ -40,6 +40,10 @@ class _Saved(NamedTuple):
         count = 0 if self.tensor.is_inference() else self.tensor._version
         return count, now.data_ptr(), now.shape
 
+    def is_unchanged(self) -> bool:
+        """Return whether every bit is as it was."""
+        return torch.equal(_bits(local(self.tensor)), _bits(self.value))
+
     def put_back_value(self) -> None:
         now = local(self.tensor)
         if now.data_ptr() != self.memory.data_ptr() or now.shape != self.memory.shape:
@@ -63,12 +67,24 @@ def _may_have_grad(tensor: Tensor) -> bool:
     return tensor.is_leaf or tensor.retains_grad
 
 
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    tensor = tensor.resolve_conj().resolve_neg()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    return tensor.view(_WORDS[tensor.itemsize])
+
+
 class Snapshot:
     """The modules and tensors of `params` as they are before each task.
 
     That is which tensors a module holds, the numbers in them, whether they require a gradient,
     their ``.grad``, and the modes of modules. It costs a copy of the parameters once a meta-step,
-    and a checksum of them after each task.
+    and a look at them after each task.
     """
 
     def __init__(self, modules: Iterable[nn.Module], tensors: Iterable[Tensor]) -> None:
@@ -79,8 +95,9 @@ class Snapshot:
         unique = {id(tensor): tensor for tensor in tensors if tensor.device.type != "meta"}
         self.saved = [_Saved.of(tensor) for tensor in unique.values()]
         self.versions = [saved.version() for saved in self.saved]
-        #: Of every bit of the tensors, this rank's shards of those that are sharded.
-        self.checksum = self._checksum()
+        # elsewhere, a checksum of all is one synchronization; a comparison is one for each tensor
+        self.on_cpu = all(saved.memory.device.type == "cpu" for saved in self.saved)
+        self.expected = None if self.on_cpu else self.checksum
 
     @property
     def whole_checksum(self) -> int:
@@ -88,7 +105,9 @@ class Snapshot:
         whole = [saved.tensor for saved in self.saved if not is_sharded(saved.tensor)]
         return int(tensor_checksum(map(local, whole)))
 
-    def _checksum(self) -> int:
+    @property
+    def checksum(self) -> int:
+        """The checksum of the tensors as they are, this rank's shards of those that are sharded."""
         return int(tensor_checksum(local(saved.tensor) for saved in self.saved))
 
     def put_back(self) -> None:
@@ -102,7 +121,12 @@ class Snapshot:
             if saved.version() != version:
                 saved.put_back_value()
             saved.put_back_grad()
-        if self._checksum() != self.checksum:  # a write by `.data` leaves no other trace
+        if not self._is_unchanged():  # a write by `.data` leaves no other trace
             for saved in self.saved:
                 saved.put_back_value()
         self.versions = [saved.version() for saved in self.saved]
+
+    def _is_unchanged(self) -> bool:
+        if self.on_cpu:
+            return all(saved.is_unchanged() for saved in self.saved)
+        return self.checksum == self.expected

@@ -192,7 +192,8 @@ def map_tasks(
                 tell_failure(ranks)
             raise
         if ranks.several:
-            agree(ranks, facts, options, step.snapshot.whole_checksum)
+            whole = 0 if ranks.partners is None else step.snapshot.whole_checksum
+            agree(ranks, facts, options, whole)
         return _evaluate(step, count, scales, deterministic, progress)
 
 
