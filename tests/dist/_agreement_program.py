@@ -47,6 +47,11 @@ def one_rank_has_no_tasks(rank: int) -> Any:
 
 
 @case
+def one_rank_has_no_weights(rank: int) -> Any:
+    return map_tasks(total, range(4), weight(3), weights=5 if rank else None).loss.item()
+
+
+@case
 def tasks_differ(rank: int) -> Any:
     return map_tasks(total, torch.full((4, 2), 1.0 + rank), weight(3)).loss.item()
 

@@ -98,6 +98,32 @@ def failures(net: nn.Module, mesh: DeviceMesh) -> list[Any]:
     return []
 
 
+def first_order(net: nn.Module, mesh: DeviceMesh) -> list[list[float]]:
+    """Return losses and gradients after inner steps of torch's optimizer, on whole tasks."""
+
+    def fn(net: nn.Module, task: tuple[Tensor, Tensor]) -> Tensor:
+        inner = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(2):
+            inner.zero_grad()
+            F.mse_loss(net(task[0]), task[1]).backward()
+            inner.step()
+        inner.zero_grad()
+        return F.mse_loss(net(task[0]), task[1])
+
+    result = map_tasks(fn, draw(), net, group=mesh)
+    grads = [g.full_tensor() if isinstance(g, DTensor) else g for g in result.grads.values()]
+    return [x.tolist() for x in (result.losses, *grads)]
+
+
+def next_to_a_computed_tensor(net: nn.Module, mesh: DeviceMesh) -> str:
+    computed = torch.ones((), dtype=torch.float64, requires_grad=True) * 2
+    try:
+        map_tasks(loss_of_part(slice(None)), draw(), (net, computed), metrics=("mean",), group=mesh)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
     reference = train(network(), slice(None)) if "WORLD_SIZE" not in os.environ else []
@@ -113,6 +139,9 @@ def main() -> None:
                         net, part, group=mesh, deterministic=deterministic
                     )
                 found[f"{name} fails"] = failures(form(network(), mesh), mesh)
+            found["first order"] = first_order(sharded(network(), mesh), mesh)
+            found["expected"] = first_order(network(), mesh)
+            found["computed"] = next_to_a_computed_tensor(sharded(network(), mesh), mesh)
             everywhere = fully_shard(network(), mesh=init_device_mesh("cpu", (4,)))
             try:
                 map_tasks(loss_of_part(part), draw(), everywhere)

@@ -57,10 +57,19 @@ def test_a_difference_is_an_error_on_every_rank(found: Found, name: str) -> None
         assert re.match(f"ValueError: .*{DIFFERENCES[name]}", text), text
 
 
-def test_bad_arguments_of_one_rank_are_an_error_on_every_rank(found: Found) -> None:
-    first, second = found["one_rank_has_no_tasks"]
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("one_rank_has_no_tasks", "ValueError: `tasks` must not be empty"),
+        ("one_rank_has_no_weights", "TypeError: 'int' object is not iterable"),
+    ],
+)
+def test_bad_arguments_of_one_rank_are_an_error_on_every_rank(
+    found: Found, name: str, error: str
+) -> None:
+    first, second = found[name]
     assert first == "ValueError: map_tasks was called with bad arguments on rank 1; see its error"
-    assert second == "ValueError: `tasks` must not be empty"
+    assert second == error
 
 
 def test_inner_tasks_are_evaluated_where_the_outer_task_is(found: Found) -> None:

@@ -54,3 +54,16 @@ def test_a_module_over_all_ranks_is_refused(together: list[dict[str, Any]]) -> N
     for row in together:
         assert "DTensor spreads over ranks [0, 1, 2, 3]" in row["refused"]
         assert "group=mesh" in row["refused"]
+
+
+def test_inner_steps_on_shards_are_those_on_the_whole(together: list[dict[str, Any]]) -> None:
+    for row in together:
+        for x, y in zip(row["first order"], row["expected"], strict=True):
+            x, y = (torch.tensor(v, dtype=torch.float64) for v in (x, y))
+            torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12)
+            assert y.any()
+
+
+def test_a_gradient_that_hooks_would_lose_is_an_error(together: list[dict[str, Any]]) -> None:
+    for row in together:
+        assert "`params` must be leaves of the graph next to a module" in row["computed"]

@@ -59,6 +59,12 @@ class Step:
         self.snapshot = Snapshot(leaves.modules, leaves.all)
         #: The ids of leaves whose gradients hooks of a backward pass reduce over ranks.
         self.reduced = reduced_by_hooks(leaves.modules)
+        if self.reduced and not all(leaf.is_leaf for leaf in leaves.tensors):
+            raise ValueError(
+                "`params` must be leaves of the graph next to a module that is spread over ranks, "
+                "whose hooks reduce what a pass to `.grad` leaves there; detach() others, and go "
+                "on from `grads`"
+            )
 
     def run(self, index: int, scale: float) -> Output:
         """Evaluate a task, and put back what it changes."""

@@ -130,7 +130,8 @@ def map_tasks(
             a rank, a two-dimensional ``DeviceMesh`` of tasks x model: the ranks of a row evaluate
             the same tasks, together. Modules may be spread over its second dimension by
             ``fully_shard`` or ``DistributedDataParallel``. Each rank of a row may have its part of
-            a task's data: losses, metrics and gradients are averaged over the row.
+            a task's data: losses, metrics and gradients are averaged over the row. Meta-optimizers
+            do not know sharded modules: torch 2.13 crashes within their step.
 
     Returns:
         A :class:`TaskGradients`. Put its gradients into ``.grad`` by
@@ -160,19 +161,20 @@ def map_tasks(
         tensor([-4., -2.])
     """
     ranks = ranks_here(group)
-    options = {
-        "reduction": reduction,
-        "weights": weights.tolist() if isinstance(weights, Tensor) else weights,
-        "metrics": tuple(metrics),
-        "has_aux": has_aux,
-        "differentiate": differentiate,
-        "deterministic": deterministic,
-        "seed": seed,
-    }
     with evaluating(ranks):
         try:
             count = _check_count(tasks)
+            options = {
+                "reduction": reduction,
+                "weights": weights.tolist() if isinstance(weights, Tensor) else weights,
+                "metrics": tuple(metrics),
+                "has_aux": has_aux,
+                "differentiate": differentiate,
+                "deterministic": deterministic,
+                "seed": seed,
+            }
             scales = _scales(count, reduction, options["weights"])
+            options["weights"] = scales
             leaves = Leaves(params, differentiate)
             check_spread(leaves.modules, ranks)
             names = tuple(metrics)
