@@ -257,6 +257,8 @@ def bench_dist(session: nox.Session) -> None:
     """Measure task parallelism on several processes, and what it costs by itself."""
     install(session, CORE, DISTRIBUTED, "numpy", "scikit-learn", "tqdm")
     session.run("python", "benchmarks/distributed.py", *session.posargs)
+    if not session.posargs or session.posargs == ["--quick"]:
+        session.run("python", "benchmarks/distributed_scale.py", *session.posargs)
 
 
 @nox.session

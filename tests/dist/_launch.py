@@ -46,6 +46,7 @@ def launch(
     timeout: float = 120.0,
     args: Sequence[str] = (),
     env: dict[str, str] | None = None,
+    restarts: int = 0,
 ) -> Result:
     """Run a program and wait for it.
 
@@ -56,6 +57,7 @@ def launch(
         timeout: After how many seconds the run is killed, which is a failure.
         args: Given to the script.
         env: Variables to set. The number of threads is one unless set here.
+        restarts: How often `torchrun` may start the processes again.
 
     Raises:
         AssertionError: If it took too long.
@@ -74,6 +76,7 @@ def launch(
         command = [sys.executable]
         if nproc is not None:
             command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
+            command += [f"--max-restarts={restarts}", "--monitor-interval=0.1"]
         out, err = Path(folder, "stdout"), Path(folder, "stderr")  # pipes would outlive the run
         start = time.monotonic()
         with out.open("wb") as stdout, err.open("wb") as stderr:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -224,6 +226,77 @@ def modules_in_a_tree(**options: Any) -> TaskGradients:
         return adapted(optimizer)(p["net"], task)
 
     return map_tasks(fn, regressions(6), params, **options)
+
+
+@case
+def trees_beside_the_loss(**options: Any) -> TaskGradients:
+    """Of another shape for each task, and a view of what the task changes afterwards."""
+
+    def fn(net: nn.Module, task: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Any], Any]:
+        count = int(task[0].abs().sum()) % 5
+        aux = {"predictions": net(task[0])[:count], "weight": [net[0].weight, None, count]}
+        loss = plain_loss(net, task)
+        net[0].weight.data.zero_()
+        return loss, {"count": count}, aux
+
+    tasks = regressions(7)
+    result = map_tasks(fn, tasks, network(), metrics=("count",), has_aux=True, **options)
+    assert [tree["weight"][1:] for tree in result.aux] == [
+        [None, int(x)] for x in result.metrics["count"]
+    ]
+    return result._replace(
+        aux=[{"predictions": t["predictions"], "weight": t["weight"][0]} for t in result.aux]
+    )
+
+
+@case
+def evaluation(**options: Any) -> TaskGradients:
+    """An inner loop, and parameters that require no gradient."""
+    net = network().requires_grad_(False)
+
+    def fn(net: nn.Module, task: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        net.requires_grad_()
+        inner = torch.optim.SGD(net.parameters(), lr=0.1)
+        with torch.enable_grad():
+            plain_loss(net, task).backward()
+        inner.step()
+        with torch.no_grad():
+            return plain_loss(net, task), net(task[0])
+
+    with torch.no_grad():
+        return map_tasks(fn, regressions(5), net, differentiate=False, has_aux=True, **options)
+
+
+@case
+def other_generators(**options: Any) -> TaskGradients:
+    """Python's and NumPy's global generators."""
+    random.seed(dist.get_rank() if dist.is_initialized() else 77)
+    np.random.seed(random.randrange(100))  # noqa: NPY002
+    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+
+    def fn(w: Tensor, index: int) -> Tensor:
+        return w.sum() * random.random() * np.random.rand()  # noqa: NPY002
+
+    weight = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    result = map_tasks(fn, range(5), weight, seed=1, **options)
+    assert before == (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
+    return result
+
+
+@case
+def bars(**options: Any) -> TaskGradients:
+    """One on the first rank, which ends."""
+    shown = []
+
+    def progress(share: Iterable[int]) -> Iterator[int]:
+        shown.append("begin")
+        yield from share
+        shown.append("end")
+
+    result = map_tasks(plain_loss, regressions(5), network(), progress=progress, **options)
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    assert shown == (["begin", "end"] if first else []), shown
+    return result
 
 
 @case

@@ -110,11 +110,123 @@ def test_a_crash_while_writing_hurts_nothing(
             with pytest.raises(OSError, match="no space"):
                 save_checkpoint(path, {"x": torch.zeros(3)})
         assert path.read_bytes() == whole
+        assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
     (tmp_path / "a.pt.tmp").write_bytes(whole[:100])  # as a killed process leaves it
     assert load_checkpoint(path, {"x": torch.zeros(3)})["x"].sum() == 3
     save_checkpoint(path, {"x": torch.full((3,), 2.0)})
     assert load_checkpoint(path, {"x": torch.zeros(3)})["x"].sum() == 6
     assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
+
+
+class Migrating(nn.Module):
+    """A module whose parameter was stored negated before version 2."""
+
+    _version = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *args: Any) -> None:
+        if metadata.get("version", 1) < 2:
+            state[f"{prefix}weight"] = -state[f"{prefix}weight"]
+        super()._load_from_state_dict(state, prefix, metadata, *args)
+
+
+def test_modules_that_migrate_old_states_know_their_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = nn.Sequential(Migrating())
+    save_checkpoint(tmp_path / "new.pt", {"net": net})
+    with monkeypatch.context() as patch:
+        patch.setattr(Migrating, "_version", 1)
+        save_checkpoint(tmp_path / "old.pt", {"net": net})
+    load_checkpoint(tmp_path / "new.pt", {"net": net})
+    assert net[0].weight.item() == 1.0
+    load_checkpoint(tmp_path / "old.pt", {"net": net})
+    assert net[0].weight.item() == -1.0
+
+
+def test_loading_changes_all_or_nothing(tmp_path: Path) -> None:
+    def state(width: int) -> dict[str, Any]:
+        net = nn.Linear(2, 2)
+        outer = torch.optim.Adam(net.parameters())
+        net(torch.ones(2)).sum().backward()
+        outer.step()
+        b = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, width))
+        return {
+            "a": net,
+            "b": b,
+            "count": 1,
+            "g": torch.Generator(),
+            "outer": outer,
+            "x": Refusing(),
+        }
+
+    for width, name in ((4, "b"), (5, "x")):
+        save_checkpoint(tmp_path / "a.pt", {**state(5), "g": torch.Generator().manual_seed(7)})
+        mine = state(width)
+        before = {k: v.state_dict() for k, v in mine.items() if hasattr(v, "state_dict")}
+        before = torchopt.pytree.tree_map(
+            lambda x: x.clone() if isinstance(x, torch.Tensor) else x, before
+        )
+        generator = mine["g"].get_state()
+        with pytest.raises(ValueError, match=f"'{name}' refused what was saved"):
+            load_checkpoint(tmp_path / "a.pt", mine)
+        assert torch.equal(mine["g"].get_state(), generator)
+        after = {k: v.state_dict() for k, v in mine.items() if hasattr(v, "state_dict")}
+        assert same(after, before)
+
+
+class Refusing:
+    """Loads its own state of before, and no other."""
+
+    def __init__(self) -> None:
+        self.number = torch.rand(())
+
+    def state_dict(self) -> Any:
+        return {"number": self.number}
+
+    def load_state_dict(self, state: Any) -> None:
+        if state["number"] != self.number:
+            raise KeyError("number")
+
+
+SHARDED = """
+import sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torchopt_dist import load_checkpoint, process_group, save_checkpoint
+
+with process_group(timeout=20.0):
+    net = torch.nn.Linear(4, 4)
+    save_checkpoint(sys.argv[1], {"net": net})
+    dist.barrier()
+    fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
+    outer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for call in (
+        lambda: save_checkpoint(sys.argv[1], {"net": net}),
+        lambda: save_checkpoint(sys.argv[1], {"weight": net.weight}),
+        lambda: load_checkpoint(sys.argv[1], {"net": net}),
+    ):
+        try:
+            call()
+        except TypeError as error:
+            print(f"rank {dist.get_rank()}: {error}\\n", end="", flush=True)
+"""
+
+
+def test_sharded_modules_are_refused_in_words_on_every_rank(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    lines = launch(SHARDED, 2, args=[str(path)]).check().stdout.splitlines()
+    for rank in range(2):
+        found = [line for line in lines if line.startswith(f"rank {rank}: ")]
+        assert len(found) == 3, lines
+        assert all("DTensor" in line and "torch.distributed.checkpoint" in line for line in found)
+    load_checkpoint(path, {"net": nn.Linear(4, 4)})  # still the whole one
 
 
 class Strange:

@@ -298,6 +298,7 @@ def test_bad_arguments_say_what_to_do(
         ("complex64", lambda w, i: (w * 1j).sum(), ()),
         ("name what comes with the loss", lambda w, i: (w.sum(), {}), ()),
         ("detached", lambda w, i: w.sum().detach(), ()),
+        (r"or pass has_aux=True", lambda w, i: (w.sum(), 1), ()),
         ("pair of the loss and the metrics 'a'", lambda w, i: w.sum(), ("a",)),
         (r"the metrics \['a'\], got \['b'\]", lambda w, i: (w.sum(), {"b": 1}), ("a",)),
         ("metric 'a' must be a real scalar", lambda w, i: (w.sum(), {"a": "x"}), ("a",)),
@@ -329,6 +330,51 @@ def test_a_forgotten_process_group_is_an_error(monkeypatch: pytest.MonkeyPatch) 
         map_tasks(lambda w, i: w.sum(), range(2), W)
 
 
+def test_tasks_are_evaluated_without_gradients() -> None:
+    net = network().requires_grad_(False)
+    result = map_tasks(loss, RATES, net, differentiate=False)
+    torch.testing.assert_close(result.losses, torch.stack([loss(net, rate) for rate in RATES]))
+    assert result.grads is None
+    with pytest.raises(ValueError, match="differentiate=False"):
+        result.accumulate_grad(net)
+    modes = []
+
+    def fn(net: nn.Module, rate: float) -> Tensor:
+        modes.append(torch.is_grad_enabled())
+        return loss(net, rate)
+
+    map_tasks(fn, RATES[:1], net, differentiate=False)
+    with torch.no_grad():
+        map_tasks(fn, RATES[:1], net, differentiate=False)
+    assert modes == [True, False]
+    counts = nn.ParameterDict()  # nothing in it
+    assert map_tasks(lambda _, x: torch.tensor(x), RATES, counts, differentiate=False).loss > 1
+
+
+def test_a_tree_comes_with_the_loss() -> None:
+    def fn(net: nn.Module, rate: float) -> Any:
+        return loss(net, rate), {"name": f"{rate}", "y": net(X)[:2], "none": None}
+
+    result = map_tasks(fn, RATES, network(), has_aux=True)
+    assert [tree["name"] for tree in result.aux] == ["0.5", "1.0", "2.0"]
+    assert all(tree["y"].shape == (2, 1) and not tree["y"].requires_grad for tree in result.aux)
+    assert map_tasks(loss, RATES, network()).aux == []
+
+
+def test_progress_must_not_leave_tasks_out() -> None:
+    with pytest.raises(TaskError, match="`progress` must yield the indices"):
+        map_tasks(loss, RATES, network(), progress=lambda share: [*share][:2])
+
+
+def test_no_derivative_is_lost_in_a_transformation() -> None:
+    def mean(w: Tensor) -> Tensor:
+        return map_tasks(lambda w, i: (w * i).sum(), range(3), w).loss
+
+    for transform in (torch.func.grad, torch.func.vmap):
+        with pytest.raises(ValueError, match="followed by a transformation"):
+            transform(mean)(torch.ones(2))
+
+
 @given(st.integers(1, 70), st.integers(1, 12))
 def test_the_tree_does_not_depend_on_the_ranks(count: int, size: int) -> None:
     """Shares are a partition; their subtrees add up to the tree of one rank."""
@@ -352,3 +398,13 @@ def test_the_tree_does_not_depend_on_the_ranks(count: int, size: int) -> None:
 
     assert torch.equal(total(shares), total([range(count)]))
     torch.testing.assert_close(total(shares), values.sum())
+
+
+@pytest.mark.parametrize("size", [n for n in range(3, 40) if n & (n - 1)])
+def test_deterministic_sums_exchange_less_than_twice_what_a_gather_does(size: int) -> None:
+    """In gradients: a gather of one from each rank receives as many as there are ranks."""
+    for count in range(1, 130):
+        shares = [Ranks(rank, size, (), None).share(count) for rank in range(size)]
+        subtrees = [len(cover(share, count)) for share in shares]
+        received = sum(subtrees) / size + 1  # a slice of each subtree, and all slices of the sum
+        assert max(received, *subtrees) <= 2 * size

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 import torchopt.distributed as todist
 from torchopt.distributed import TensorDimensionPartitioner, dim_partitioner
+from torchopt_dist._partition import whole
+from torchopt_dist._reduce import Results
 
 sizes = st.integers(1, 12)
 
@@ -139,3 +141,40 @@ def test_results_that_cannot_be_reduced_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         reducer(results)
+
+
+@pytest.mark.parametrize("sizes", [[1, 1, 1], [1, 2, 2]])
+@pytest.mark.parametrize(
+    ("results", "expected", "dtype"),
+    [
+        ([True, True, True], 1.0, torch.float32),
+        ([4, 4, 4], 4.0, torch.float32),
+        ([6e4, 6e4, 6e4], 6e4, torch.float16),
+        ([2.0, 2.0, 2.0], 2.0, torch.bfloat16),
+        ([1 + 1j, 1 + 1j, 1 + 1j], 1 + 1j, torch.complex64),
+        ([0.1, 0.1, 0.1], 0.1, torch.float64),
+    ],
+)
+def test_a_mean_is_right_in_every_dtype(
+    results: list[Any], expected: Any, dtype: torch.dtype, sizes: list[int]
+) -> None:
+    whole = isinstance(results[0], int)
+    tensors = [torch.tensor(x, dtype=None if whole else dtype) for x in results]
+    reduced = todist.mean_reducer(Results(tensors, sizes))
+    assert reduced.dtype == dtype
+    torch.testing.assert_close(reduced, torch.tensor(expected, dtype=dtype))
+
+
+def test_sizes_beyond_half_precision_weigh_as_they_are() -> None:
+    tensors = [torch.tensor(x, dtype=torch.float16) for x in (1.0, 3.0)]
+    assert todist.mean_reducer(Results(tensors, [300_000, 100_000])).item() == 1.5
+
+
+def test_marked_arguments_go_to_all_as_they_are() -> None:
+    split = todist.dim_partitioner(workers=[0, 1])
+    w = torch.ones(3)
+    calls = split(torch.arange(4), {"w": [todist.Replicated(w)]})
+    assert [call.args[0].tolist() for call in calls] == [[0, 1], [2, 3]]
+    assert all(whole(call.args)[1]["w"][0] is w for call in calls)
+    with pytest.raises(ValueError, match="Batch size mismatch"):
+        split(torch.arange(4), {"w": [w]})

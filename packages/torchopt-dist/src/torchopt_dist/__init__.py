@@ -24,6 +24,7 @@ from torchopt_dist._remote_errors import (
 from torchopt_dist._tasks import TaskGradients, map_tasks
 from torchopt_dist.api import (
     Call,
+    Replicated,
     TensorDimensionPartitioner,
     batch_partitioner,
     dim_partitioner,
@@ -58,6 +59,7 @@ __all__ = [
     "Call",
     "LostRankError",
     "RemoteError",
+    "Replicated",
     "RpcUnavailableError",
     "TaskError",
     "TaskFailure",

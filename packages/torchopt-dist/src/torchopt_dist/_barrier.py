@@ -11,7 +11,7 @@ from torch.distributed import rpc
 
 from torchopt_dist._info import is_available, require_rpc, worker_names
 from torchopt_dist._remote_errors import WorkerLostError, WorkerTimeoutError, label
-from torchopt_dist._session import is_timeout
+from torchopt_dist._session import is_timeout, wait_until_done
 
 __all__ = ["barrier"]
 
@@ -83,7 +83,9 @@ def barrier(worker_names: Iterable[str] | None = None) -> None:
         _passed[ranks] += 1
     first = known[ranks[0]]
     try:
-        rpc.rpc_sync(first, _arrive, args=(ranks, turn, rank))
+        passed = rpc.rpc_async(first, _arrive, args=(ranks, turn, rank))
+        wait_until_done(passed)
+        passed.wait()
     except RuntimeError as error:
         if not is_timeout(error):
             raise WorkerLostError(

@@ -16,10 +16,10 @@ from torch.distributed import rpc
 from torch.futures import Future
 
 from torchopt_dist._info import get_worker_id, require_rpc, worker_names
-from torchopt_dist._partition import Call, Partitioner, batch_partitioner
+from torchopt_dist._partition import Call, Partitioner, batch_partitioner, whole
 from torchopt_dist._reduce import Results, mean_reducer
 from torchopt_dist._remote_errors import RemoteError, WorkerLostError, WorkerTimeoutError, label
-from torchopt_dist._session import failure_of, is_timeout
+from torchopt_dist._session import failure_of, is_timeout, wait_until_done
 from torchopt_dist._shutdown import running
 from torchopt_dist._wire import Parcel, pack, unpack
 
@@ -44,6 +44,26 @@ class _Undecorated(NamedTuple):
 
     module: str
     qualname: str
+
+    @classmethod
+    def of(cls, func: Callable[..., Any]) -> _Undecorated:
+        """Return how other workers find a function.
+
+        Raises:
+            TypeError: They cannot.
+        """
+        found = cls(func.__module__, func.__qualname__)
+        try:
+            known = found.find() is func.__wrapped__  # type: ignore[attr-defined]
+        except (AttributeError, ImportError):
+            known = False
+        if not known:
+            raise TypeError(
+                f"a parallelized function must be at the top level of a module that every worker "
+                f"has, under its own name, for that is how workers find it; got "
+                f"{found.module}.{found.qualname}"
+            )
+        return found
 
     def find(self) -> Callable[..., Any]:
         found: Any = sys.modules.get(self.module) or importlib.import_module(self.module)
@@ -83,13 +103,15 @@ def _executed(parcel: Parcel) -> Parcel:
             func = func.find()
         with torch.set_grad_enabled(grad_enabled):
             return pack(func(*args, **kwargs))
-    except Exception as error:
+    except BaseException as error:  # a call that exits ends the call, and not its worker
         here = rpc.get_worker_info()
         text = "".join(traceback.format_exception(error))
         return pack(_Failure(here.id, here.name, text, _pickled(error)))
 
 
-def _pickled(error: Exception) -> bytes | None:
+def _pickled(error: BaseException) -> bytes | None:
+    if not isinstance(error, Exception):  # would end the caller
+        return None
     try:
         pickled = pickle.dumps(error)
         return pickled if type(pickle.loads(pickled)) is type(error) else None
@@ -129,12 +151,20 @@ def _reason(rank: int, name: str, error: RuntimeError) -> RuntimeError:
     return error if failure is None else RemoteError(failure, rank, name)
 
 
+class _Answer(Future[Any]):
+    """A future that an interrupt need not wait for."""
+
+    def wait(self) -> Any:
+        wait_until_done(self)
+        return super().wait()
+
+
 class _Gathering:
     """Collects the answers to several calls, and ends with the first that is an error."""
 
     def __init__(self, ranks: list[int], sizes: list[int], reducer: Reducer | None) -> None:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        self.future: Future[Any] = Future(devices=[torch.device("cuda", i) for i in range(count)])
+        self.future = _Answer(devices=[torch.device("cuda", i) for i in range(count)])
         self._ranks = ranks
         self._sizes = sizes
         self._reducer = reducer
@@ -230,7 +260,8 @@ def remote_async_call(
         calls = [Call(*call) for call in partitioner(*args, **kwargs)]
         if not calls:
             raise ValueError("`partitioner` made no call of the arguments")
-    sent = _Undecorated(func.__module__, func.__qualname__) if _is_parallel(func) else func
+    calls = [call._replace(args=whole(call.args), kwargs=whole(call.kwargs)) for call in calls]
+    sent = _Undecorated.of(func) if _is_parallel(func) else func
     grad_enabled = torch.is_grad_enabled()
     # all before the first is sent: what does not pickle must have no effect
     ranks = [get_worker_id(call.worker) for call in calls]

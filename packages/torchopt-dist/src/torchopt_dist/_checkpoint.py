@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from torchopt_dist._sharded import is_sharded
+
 _FORMAT = "torchopt-dist checkpoint 1"
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
@@ -20,7 +23,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: Any) -> None:
     """Write a checkpoint: rank zero does, and the other ranks go on.
 
     The file is complete or not there: it is written under another name in the same folder, forced
-    to the disk, and renamed. What a crash leaves of it is overwritten the next time.
+    to the disk, and renamed. What a killed process leaves of it is overwritten the next time.
 
     Args:
         path: Where; an older checkpoint of this name is replaced.
@@ -30,7 +33,8 @@ def save_checkpoint(path: str | os.PathLike[str], state: Any) -> None:
             global randomness. A list of plain values, such as losses so far, may grow.
 
     Raises:
-        TypeError: If a leaf is none of these; an older checkpoint is then kept.
+        TypeError: If a leaf is none of these, or sharded over ranks (DTensor); an older checkpoint
+            is then kept.
 
     Example:
         >>> import pathlib, tempfile, torch
@@ -46,18 +50,23 @@ def save_checkpoint(path: str | os.PathLike[str], state: Any) -> None:
         >>> load_checkpoint(path, state)["iteration"]
         30
     """
+    names, leaves, _ = _flatten(state)
+    # every rank looks, so that all of them raise
+    leaves = [_packed(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
     if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
         return
-    names, leaves, _ = _flatten(state)
-    leaves = [_packed(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
     path = Path(path)
     temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        torch.save({"format": _FORMAT, "names": names, "leaves": leaves}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    _check_readable(temporary)
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            torch.save({"format": _FORMAT, "names": names, "leaves": leaves}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        _check_readable(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -71,7 +80,6 @@ def _check_readable(path: Path) -> None:
     try:
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        path.unlink()
         raise TypeError(
             f"`state` must have objects whose state_dict() is made of tensors, plain values and "
             f"containers of these: {error}"
@@ -95,8 +103,10 @@ def load_checkpoint(path: str | os.PathLike[str], state: Any) -> Any:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        TypeError: If a tensor of `state` is sharded over ranks (DTensor).
         ValueError: If the file is no checkpoint, or one of another structure, or tensors have other
-            shapes or dtypes; nothing is changed then.
+            shapes or dtypes, or an object refuses what was saved; what had been set is put back
+            then, so that nothing is changed.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -116,7 +126,24 @@ def load_checkpoint(path: str | os.PathLike[str], state: Any) -> Any:
         )
     for name, leaf, saved in zip(names, leaves, content["leaves"], strict=True):
         _check(name, leaf, saved)
-    return optree.tree_unflatten(treedef, map(_unpacked, leaves, content["leaves"]))
+    before = [_packed(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
+    before = copy.deepcopy(
+        [x if _is_set(leaf) else None for leaf, x in zip(leaves, before, strict=True)]
+    )
+    done = []
+    try:
+        for place, (leaf, saved) in enumerate(zip(leaves, content["leaves"], strict=True)):
+            done.append(place)
+            leaves[place] = _unpacked(leaf, saved)
+    except Exception as error:
+        for place in done:
+            if _is_set(leaves[place]):
+                _unpacked(leaves[place], before[place])
+        raise ValueError(
+            f"`state` must have objects like those of the checkpoint; {names[done[-1]]!r} refused "
+            f"what was saved: {error}"
+        ) from error
+    return optree.tree_unflatten(treedef, leaves)
 
 
 def _flatten(state: Any) -> tuple[list[str], list[Any], optree.PyTreeSpec]:
@@ -137,28 +164,44 @@ def _packed(name: str, leaf: Any) -> Any:
     if isinstance(leaf, torch.Generator):
         return leaf.get_state()
     if isinstance(leaf, Tensor):
-        return _compact(leaf)
+        return _compact(name, leaf)
     if isinstance(leaf, _PLAIN) or _is_history(leaf):
         return leaf
     if _has_state(leaf):
-        return optree.tree_map(
-            lambda x: _compact(x) if isinstance(x, Tensor) else x,
-            leaf.state_dict(),
-            none_is_leaf=True,
+        state = leaf.state_dict()
+        packed: Any = optree.tree_map(
+            lambda x: _compact(name, x) if isinstance(x, Tensor) else x, state, none_is_leaf=True
         )
+        if hasattr(state, "_metadata"):  # the versions by which modules tell old states
+            packed._metadata = state._metadata
+        return packed
     raise TypeError(
         f"`state` must be made of tensors, plain values, generators and objects with state_dict(), "
         f"got {type(leaf).__name__} at {name!r}"
     )
 
 
-def _compact(tensor: Tensor) -> Tensor:
+def _compact(name: str, tensor: Tensor) -> Tensor:
     """Return a tensor that is written without the rest of a storage that it is a view of."""
+    if is_sharded(tensor):
+        raise TypeError(
+            f"`state` must have whole tensors, got a DTensor at {name!r}, of which each rank has a "
+            f"part; use torch.distributed.checkpoint, whose save() and load() know shards, or keep "
+            f"what torch.distributed.checkpoint.state_dict.get_model_state_dict returns with "
+            f"full_state_dict=True"
+        )
     tensor = tensor.detach()
     if tensor.layout is not torch.strided:
         return tensor
     whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
     return tensor if whole else tensor.clone()
+
+
+def _is_set(leaf: Any) -> bool:
+    """Return whether a leaf is set in place, rather than replaced."""
+    return isinstance(leaf, torch.Generator) or (
+        not isinstance(leaf, (Tensor, *_PLAIN)) and not _is_history(leaf) and _has_state(leaf)
+    )
 
 
 def _has_state(leaf: Any) -> bool:

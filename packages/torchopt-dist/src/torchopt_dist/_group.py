@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -17,11 +17,12 @@ import torch.distributed as dist
 from torchopt_dist._errors import LostRankError
 from torchopt_dist._interface import environment_defaults, own_interface
 
-if dist.is_available():
+if TYPE_CHECKING or dist.is_available():
     # Its functions have the default group of the moment they are defined as a default argument.
     # Were that a group (an optimizer's first step imports them), it would outlive its end, and so
     # would gloo's threads, which abort the process if they let go of a tensor while Python exits.
     import torch.distributed.nn.functional
+    from torch.distributed.device_mesh import DeviceMesh
 
 # how long ranks are waited for that may report a failed collective, too
 _GRACE_SECONDS = 5.0
@@ -30,7 +31,7 @@ _entries = itertools.count()
 
 
 class Ranks(NamedTuple):
-    """The ranks of a process group, seen from one of them."""
+    """The ranks that share tasks, seen from one of them."""
 
     # this one, and how many there are, in the group
     rank: int
@@ -39,6 +40,29 @@ class Ranks(NamedTuple):
     names: tuple[int, ...]
     # ``None`` for the default group
     group: dist.ProcessGroup | None
+    # those that evaluate the same tasks as this one, each with a part of the model or of the data
+    partners: dist.ProcessGroup | None = None
+    partner_names: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> int:
+        """What this rank is called in the world."""
+        return self.names[self.rank]
+
+    @property
+    def everyone(self) -> tuple[int, ...]:
+        """The ranks that this one waits for, as the world calls them."""
+        return (*self.names, *self.partner_names)
+
+    @property
+    def several(self) -> bool:
+        """Whether there is anyone to wait for."""
+        return self.size > 1 or len(self.partner_names) > 1
+
+    @property
+    def is_first_partner(self) -> bool:
+        """Whether this one speaks for those that evaluate the same tasks."""
+        return self.name == min(self.partner_names, default=self.name)
 
     def share(self, count: int) -> range:
         """Return this rank's items of ``count``: a contiguous block.
@@ -54,12 +78,20 @@ class Ranks(NamedTuple):
         return range(min(rank * block, count), min((rank + 1) * block, count))
 
     @classmethod
-    def of(cls, group: dist.ProcessGroup | None) -> Ranks:
+    def alone(cls) -> Ranks:
+        """Return a world of one."""
+        name = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        return cls(0, 1, (name,), None)
+
+    @classmethod
+    def of(cls, group: dist.ProcessGroup | DeviceMesh | None) -> Ranks:
         """Return the ranks of a group, the default one if ``None``; without any, a world of one.
 
         Raises:
             RuntimeError: If `torchrun` started several processes and there is no process group.
-            ValueError: If this process does not belong to the group.
+            TypeError: If it is neither a group nor a mesh.
+            ValueError: If this process does not belong to the group, or a mesh has more than two
+                dimensions.
         """
         if not (dist.is_available() and dist.is_initialized()):
             launched = os.environ.get("WORLD_SIZE", "1")
@@ -68,14 +100,30 @@ class Ranks(NamedTuple):
                     f"WORLD_SIZE is {launched} and there is no process group, so that every rank "
                     f"would do all the work; call this inside `with process_group():`"
                 )
-            return cls(0, 1, (0,), None)
+            return cls.alone()
+        partners = None
+        if isinstance(group, DeviceMesh):
+            if group.ndim > 2:
+                raise ValueError(
+                    f"`group` must be a mesh of tasks, or of tasks x model, got {group.ndim} "
+                    f"dimensions; flatten those of the model"
+                )
+            group, *others = group.get_all_groups()
+            partners = others[0] if others else None
+        elif not isinstance(group, (dist.ProcessGroup, int, type(None))):  # no member: an int
+            raise TypeError(f"`group` must be a ProcessGroup, a DeviceMesh or None, got {group!r}")
         rank = dist.get_rank(group)
         if rank < 0:
             raise ValueError(
                 f"`group` must have rank {dist.get_rank()}, which called this, as a member"
             )
         return cls(
-            rank, dist.get_world_size(group), tuple(dist.get_process_group_ranks(group)), group
+            rank,
+            dist.get_world_size(group),
+            tuple(dist.get_process_group_ranks(group)),
+            group,
+            partners,
+            () if partners is None else tuple(dist.get_process_group_ranks(partners)),
         )
 
 
@@ -126,7 +174,7 @@ def process_group(*, backend: str | None = None, timeout: float = 300.0) -> Iter
         meeting = dist.rendezvous("env://", timeout=patience)  # type: ignore[attr-defined]
         store, rank, size = next(meeting)
         # under another name each time: a later group must not find the addresses of an earlier one
-        prefix = f"torchopt/{next(_entries)}"
+        prefix = f"torchopt/{restart()}/{next(_entries)}"
         store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
         dist.init_process_group(
             backend or _backend(), store=store, rank=rank, world_size=size, timeout=patience
@@ -136,6 +184,11 @@ def process_group(*, backend: str | None = None, timeout: float = 300.0) -> Iter
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
+
+
+def restart() -> str:
+    """Return how often `torchrun` has started the ranks again: it keeps the store meanwhile."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
 def _backend() -> str:

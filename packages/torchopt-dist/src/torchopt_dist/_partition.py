@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import optree
 import torch
@@ -14,10 +14,12 @@ __all__ = [
     "Call",
     "PartitionFunction",
     "Partitioner",
+    "Replicated",
     "TensorDimensionPartitioner",
     "batch_partitioner",
     "dim_partitioner",
     "exclusive_batch_partitioner",
+    "whole",
 ]
 
 
@@ -39,10 +41,44 @@ PartitionFunction: TypeAlias = Callable[..., Sequence["Call | tuple[Any, ...]"]]
 Partitioner: TypeAlias = "int | str | PartitionFunction"
 
 
+class Replicated:
+    """Marks an argument that is not split: every worker gets the whole, and finds it unmarked.
+
+    Args:
+        value: A tensor, or a tree of tensors. Gradients of all workers add up in it.
+
+    Example:
+        >>> import torch, torchopt.distributed as todist
+        >>> @todist.parallelize(reducer=todist.sum_reducer)
+        ... def weighted(x, w):
+        ...     return (x * w).sum()
+        >>> x, w = torch.ones(8, 3), todist.Replicated(torch.ones(3))  # weighted(x, w)
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.value!r})"
+
+
+Arguments = TypeVar("Arguments", bound="tuple[Any, ...] | dict[str, Any] | None")
+
+
+def whole(arguments: Arguments) -> Arguments:
+    """Return arguments with what is marked as replicated in place of the marks."""
+    tree: Any = arguments
+    found: Any = optree.tree_map(
+        lambda x: x.value if isinstance(x, Replicated) else x, tree, none_is_leaf=True
+    )
+    return arguments if arguments is None else found
+
+
 class TensorDimensionPartitioner:
     """Split every tensor in the arguments along one dimension; everything else goes to all.
 
-    Tensors may be anywhere in trees of arguments (modules are not trees, and go to every worker).
+    Tensors may be anywhere in trees of arguments (modules are not trees, and go to every worker);
+    those in :class:`Replicated` go to every worker as they are.
     A batch of ``n`` samples goes to ``m = min(n, number of workers)`` workers in order, samples
     ``i * n // m`` to ``(i + 1) * n // m`` to the ``i``-th: sizes differ by one at most. Arguments
     without tensors make one call, on the first of the workers.

@@ -29,7 +29,8 @@ def mean_reducer(results: Iterable[Any]) -> Any:
     partitioned call weigh the same.
 
     Args:
-        results: Tensors of one shape, or trees of such.
+        results: Tensors of one shape, or trees of such. Those of whole numbers and bools become of
+            the default dtype; float16 and bfloat16 are summed in float32.
 
     Raises:
         ValueError: There is no result, or shapes differ.
@@ -42,13 +43,20 @@ def mean_reducer(results: Iterable[Any]) -> Any:
     """
     values = _checked(results)
     sizes = results.sizes if isinstance(results, Results) else [1] * len(values)
-    if len(set(sizes)) == 1:
-        return optree.tree_map(lambda *leaves: _stacked(leaves).mean(dim=0), *values)
+    total = sum(sizes)
 
     def mean(*leaves: torch.Tensor) -> torch.Tensor:
         stacked = _stacked(leaves)
-        weights = torch.tensor(sizes, dtype=stacked.dtype, device=stacked.device) / sum(sizes)
-        return (weights.view(-1, *[1] * (stacked.dim() - 1)) * stacked).sum(dim=0)
+        dtype = stacked.dtype
+        if not (dtype.is_floating_point or dtype.is_complex):  # a fraction of bools, as torch.mean
+            dtype = torch.get_default_dtype()
+        if len(set(sizes)) == 1:
+            return stacked.to(dtype).mean(dim=0)
+        # neither sizes nor sums of them are numbers of a half precision
+        wide = torch.promote_types(dtype, torch.float32)
+        weights = torch.tensor(sizes, dtype=torch.float64, device=stacked.device) / total
+        weights = weights.to(wide.to_real()).view(-1, *[1] * (stacked.dim() - 1))
+        return (weights * stacked.to(wide)).sum(dim=0).to(dtype)
 
     return optree.tree_map(mean, *values)
 

@@ -1,4 +1,4 @@
-"""Sums of gradients over tasks and ranks, in one collective."""
+"""Sums of gradients over tasks and ranks."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ class Summation(abc.ABC):
     extra: Tensor
 
     @abc.abstractmethod
+    def discard(self) -> None:
+        """Forget the gradients of this rank: a task has failed, and only `extra` matters."""
+
+    @abc.abstractmethod
     def add(self, index: int, gradients: Sequence[Tensor | None]) -> None:
         """Add the gradients of a task; a rank's tasks come in the order of their indices."""
 
@@ -44,6 +48,9 @@ class RunningSum(Summation):
     def add(self, index: int, gradients: Sequence[Tensor | None]) -> None:
         add_to(self.views, gradients)
 
+    def discard(self) -> None:
+        self.total.zero_()
+
     def reduce(self) -> tuple[Tensor, Tensor]:
         if self.ranks.size > 1:
             with naming_lost_ranks(self.ranks):
@@ -63,11 +70,13 @@ class TreeSum(Summation):
     """Adds along a binary tree over the task indices that does not depend on the ranks.
 
     The tasks of a rank are a contiguous block, which subtrees cover: at most two for each level of
-    the tree. A rank sums these subtrees; all ranks gather all of them, and add what is above them
-    in the same order. So every addition has the same operands whatever the number of ranks.
+    the tree, and one where a share is a power of two. A rank sums these subtrees. Then each rank
+    gets one slice of every subtree, adds what is above them, always in the same order, and all
+    gather the slices. So every addition has the same operands whatever the number of ranks.
 
-    A rank keeps one gradient for each level of the tree; the gathered buffer has, for each rank, as
-    many gradients as the rank with the most subtrees: one where a share is a power of two.
+    With gradients of size :math:`G` and :math:`s` subtrees in all on :math:`R` ranks, a rank
+    receives :math:`s G / R` numbers and then :math:`G`. It keeps one gradient for each level of
+    the tree, and as many as it receives.
     """
 
     def __init__(self, leaves: Leaves, ranks: Ranks, count: int, extra: int) -> None:
@@ -80,32 +89,45 @@ class TreeSum(Summation):
         add_to(self.leaves.views(total), gradients)
         push(self.nodes, Node(0, index, total), self.count)
 
-    def reduce(self) -> tuple[Tensor, Tensor]:
-        extra = self.extra
-        if self.ranks.size > 1:
-            extra = self._gather()
-        (root,) = self.nodes
-        return root.total, extra
+    def discard(self) -> None:
+        self.nodes = cover(self.ranks.share(self.count), self.count)
+        zeros = self.extra.new_zeros(()).expand(self.leaves.size)
+        self.nodes = [node._replace(total=zeros) for node in self.nodes]
 
-    def _gather(self) -> Tensor:
-        ranks, size = self.ranks, self.leaves.size
-        covers = [cover(ranks.share_of(r, self.count), self.count) for r in range(ranks.size)]
-        most = max(map(len, covers))
-        own = self.extra.new_zeros(most * size + self.extra.numel())
-        for k, node in enumerate(self.nodes):
-            own[k * size : (k + 1) * size] = node.total
-        own[most * size :] = self.extra
-        self.nodes.clear()
-        rows = own.new_empty(ranks.size, own.numel())
-        with naming_lost_ranks(ranks):
-            dist.all_gather([*rows], own, group=ranks.group)
-        for row, nodes in zip(rows, covers, strict=True):
-            for k, node in enumerate(nodes):
-                total = row[k * size : (k + 1) * size]
-                push(self.nodes, node._replace(total=total), self.count)
+    def reduce(self) -> tuple[Tensor, Tensor]:
+        if self.ranks.size > 1:
+            return self._exchange()
         (root,) = self.nodes
-        self.nodes[0] = root._replace(total=root.total.clone())  # lets go of all others
-        return rows[:, most * size :].sum(0)
+        return root.total, self.extra
+
+    def _exchange(self) -> tuple[Tensor, Tensor]:
+        ranks, width = self.ranks, -(-self.leaves.size // self.ranks.size)
+        covers = [cover(ranks.share_of(r, self.count), self.count) for r in range(ranks.size)]
+        own = self.extra.new_zeros(ranks.size, len(self.nodes), width)
+        for k, node in enumerate(self.nodes):
+            for rank, part in enumerate(torch.split(node.total, width) if width else ()):
+                own[rank, k, : part.numel()] = part
+        self.nodes.clear()
+        parts = self.extra.new_empty(sum(map(len, covers)), width)
+        with naming_lost_ranks(ranks):
+            dist.all_to_all_single(
+                parts.view(-1),
+                own.view(-1),
+                [len(nodes) * width for nodes in covers],
+                [own[0].numel()] * ranks.size,
+                group=ranks.group,
+            )
+        del own
+        places = [node for nodes in covers for node in nodes]
+        for node, part in zip(places, parts, strict=True):
+            push(self.nodes, node._replace(total=part), self.count)
+        (root,) = self.nodes
+        row = torch.cat([root.total, self.extra])
+        rows = row.new_empty(ranks.size, row.numel())
+        with naming_lost_ranks(ranks):
+            dist.all_gather([*rows], row, group=ranks.group)
+        total = rows[:, :width].reshape(-1)[: self.leaves.size]
+        return total, rows[:, width:].sum(0)
 
 
 def push(nodes: list[Node], node: Node, count: int) -> None:

@@ -10,14 +10,18 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, cast
 
+import torch.distributed as dist
 from torch.distributed import rpc
 from torch.distributed.elastic.multiprocessing.errors import record
+from torch.futures import Future
 
+from torchopt_dist._group import restart
 from torchopt_dist._info import (
     WorldInfo,
     default_worker_name_format,
+    is_available,
     launched_world,
     require_rpc,
     worker_names,
@@ -34,8 +38,22 @@ __all__ = ["auto_init_rpc", "default_worker_name_format", "failure_of"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
+#: As torch's env://, for ranks that `torchrun` may start again, see :func:`_meet`.
+_SCHEME = "torchopt-env"
+
 #: Seconds between two looks at the others, by a worker that has finished.
 PATIENCE = 0.5
+
+
+def _meet(url: str, **options: Any) -> Iterator[tuple[Any, int, int]]:
+    """Meet as by env://, but apart from what ranks that have ended left in `torchrun`'s store."""
+    address = url.replace(f"{_SCHEME}:", "env:", 1)
+    for store, rank, size in dist.rendezvous(address, **options):  # type: ignore[attr-defined]
+        yield dist.PrefixStore(f"torchopt/{restart()}", store), rank, size  # type: ignore[attr-defined]
+
+
+if is_available():
+    dist.register_rendezvous_handler(_SCHEME, _meet)  # type: ignore[attr-defined, no-untyped-call]
 
 
 class Outcome(NamedTuple):
@@ -172,8 +190,10 @@ def _running(
             interface = own_interface(world.local_world_size == world.world_size)
         else:
             interface = None
-        if world.world_size == 1 and options.init_method == "env://":
-            options.init_method = f"file://{folder}/rendezvous"  # one meets oneself without a port
+        if options.init_method == "env://":
+            # one meets oneself without a port
+            alone = f"file://{folder}/rendezvous"
+            options.init_method = alone if world.world_size == 1 else f"{_SCHEME}://"
         _board.clear()
         wire = os.environ.get("TP_SOCKET_IFNAME", interface)
         with (
@@ -272,6 +292,13 @@ def _lost(rank: int, names: tuple[str, ...]) -> WorkerLostError:
 def is_timeout(error: BaseException) -> bool:
     """Return whether torch's error is about time: its only mark is the message."""
     return "RPC ran for more than set timeout" in str(error)
+
+
+def wait_until_done(future: Future[Any]) -> None:
+    """Wait for a future such that signals are handled: torch's own wait does not look for them."""
+    over = threading.Event()
+    future.add_done_callback(lambda _: over.set())
+    over.wait()
 
 
 def _fail(world: WorldInfo, error: BaseException) -> None:

@@ -1,39 +1,28 @@
-"""Task parallelism: each rank differentiates its share of a meta-batch, then one collective."""
+"""Task parallelism: each rank evaluates its share of a meta-batch, then ranks add up."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import optree
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from torchopt import extract_state_dict, recover_state_dict
+from torchopt_dist._agreement import agree, evaluating, ranks_here, tell_failure
+from torchopt_dist._checksum import content_digest, digest
 from torchopt_dist._errors import TaskError, TaskFailure
 from torchopt_dist._group import Ranks, naming_lost_ranks
 from torchopt_dist._leaves import Leaves
 from torchopt_dist._reduce_tree import RunningSum, Summation, TreeSum
+from torchopt_dist._sharded import average_over_partners, check_spread
+from torchopt_dist._step import Step, Tasks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-    from torchopt.utils import ModuleState
-
-# by how much the norms of parameters may differ between ranks that compute the same
-_DRIFT = 1e-5
-
-
-class Tasks(Protocol):
-    """A meta-batch: what has a length and items."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Any: ...
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class TaskGradients(NamedTuple):
@@ -41,12 +30,15 @@ class TaskGradients(NamedTuple):
 
     # 0-dim: the mean or sum of the losses, weighted
     loss: Tensor
-    # of that, like `params`, a module as a dict by name; ``None`` where no task depends on it
+    # of that, like `params`, a module as a dict by name; ``None`` where no task depends on it, and
+    # in place of all of them without differentiation
     grads: Any
     # (tasks,): the loss of each task, unweighted
     losses: Tensor
     # (tasks,) for each name
     metrics: dict[str, Tensor]
+    # the tree of each task in order; empty without `has_aux`
+    aux: list[Any]
 
     def accumulate_grad(self, params: Any) -> None:
         """Add the gradients to ``.grad`` of the parameters, as a backward pass does.
@@ -55,17 +47,20 @@ class TaskGradients(NamedTuple):
             params: What :func:`map_tasks` was called with.
 
         Raises:
-            ValueError: If its structure is another one.
+            ValueError: If its structure is another one, or there are no gradients.
         """
+        if self.grads is None:
+            raise ValueError("there are no gradients: map_tasks had differentiate=False")
         leaves = Leaves(params)
         try:
-            grads = leaves.treedef.flatten_up_to(self.grads)
+            grads: list[Any] = leaves.treedef.flatten_up_to(self.grads)
         except ValueError as error:
             raise ValueError(f"`params` must be what map_tasks was called with: {error}") from error
         pairs = {id(pair[0]): pair for pair in zip(leaves.flat, grads, strict=True)}
         for leaf, grad in pairs.values():  # each tensor once, also where it is tied
             if grad is not None:
-                leaf.grad = grad if leaf.grad is None else leaf.grad + grad
+                # memory of its own: what is done to it must not change `grads`
+                leaf.grad = grad.clone() if leaf.grad is None else leaf.grad + grad
 
 
 def map_tasks(
@@ -76,9 +71,12 @@ def map_tasks(
     reduction: Literal["mean", "sum"] = "mean",
     weights: Sequence[float] | Tensor | None = None,
     metrics: Sequence[str] = (),
+    has_aux: bool = False,
+    differentiate: bool = True,
     deterministic: bool = False,
     seed: int | None = None,
-    group: ProcessGroup | None = None,
+    progress: Callable[[Iterable[int]], Iterable[int]] | None = None,
+    group: ProcessGroup | DeviceMesh | None = None,
 ) -> TaskGradients:
     r"""Evaluate the tasks of a meta-batch on all ranks; return the mean loss and its gradient.
 
@@ -86,35 +84,54 @@ def map_tasks(
 
     Every rank calls this with the same arguments, takes a contiguous block of the tasks, and runs
     ``fn`` and the backward pass for one after the other, so that one graph is in memory at a time.
-    One collective then carries gradients, losses, metrics and the news of failures, and all ranks
-    return the same. Without a process group this is an ordinary function of one process.
+    Before, the ranks compare by a small header what they were called with; after, one all-reduce
+    carries gradients, losses, metrics and the news of failures, and all ranks return the same.
+    Without a process group this is an ordinary function of one process. So it is within a task,
+    where other ranks are busy: the inner tasks are all evaluated there.
 
     Args:
         fn: Takes `params` and a task, returns the loss: a real scalar tensor that depends on
             `params`. With `metrics`, returns a pair of the loss and a mapping with these names.
-            Inside, any differentiable program: inner loops by functional or meta-optimizers,
-            implicit and zero-order gradients. It must not carry anything from task to task.
+            Inside, any differentiable program: inner loops by functional, stateful or
+            meta-optimizers, implicit and zero-order gradients. It must not carry anything from task
+            to task other than in `params`.
         tasks: Anything with a length and items, the same on each rank; only a rank's own items are
-            taken. A ``range(n)`` makes the index the task.
-        params: A module, a tensor, or a tree of both. What requires a gradient is differentiated,
-            and must be equal on all ranks. A module's parameters and buffers are put back after
-            each task, so a meta-optimizer may step the module.
+            taken. A ``range(n)`` makes the index the task. Tensors, arrays, plain values and what
+            contains them (sequences, mappings, data classes) are compared over the ranks; of other
+            collections, which load an item when it is asked for, the length and the class are.
+        params: A module, a tensor, or a tree of both. What requires a gradient is differentiated.
+            All of it has to be equal on all ranks, to the bit, buffers included. After each task
+            it is put back by value: the tensors of modules and the numbers in them, ``.grad``,
+            ``requires_grad`` and the modes of modules. So a task may step it by any optimizer.
         reduction: ``"mean"`` (default), or ``"sum"``: the above without the denominator.
         weights: A weight :math:`w_i` for each task. Default: 1.
         metrics: Names of further real scalars of a task, such as an accuracy.
+        has_aux: Whether ``fn`` returns something more, last of its tuple: any tree. All ranks get
+            those of all tasks, in order, tensors detached. They travel pickled.
+        differentiate: Whether gradients are wanted. Without, tasks are evaluated only, in the
+            caller's own mode of recording (wrap this in ``torch.no_grad()`` where no inner loop
+            differentiates), and nothing has to require a gradient. Default: ``True``.
         deterministic: Whether the result is the same to the last bit for any number of ranks:
-            gradients are added along a binary tree over the tasks. A rank then needs memory for
-            one gradient per level of the tree, and to gather those of the subtrees of all ranks:
-            one a rank where the shares are a power of two, else up to two per level. The tasks'
+            gradients are added along a binary tree over the tasks, in two collectives. A rank then
+            needs memory for one gradient per level of the tree. It sends one gradient for each
+            subtree that its tasks make up (one where shares are a power of two, at most two a
+            level), and receives as many on average, and one. The tasks'
             own arithmetic has to round alike on each rank: the same kind of machine, and the same
             number of threads, which `torchrun` sets to 1 and a single process does not. Default:
             ``False``, equal to rounding.
-        seed: Makes randomness inside `fn` independent of the ranks: before each task, torch's
-            generators for the CPU and for the device of `params` start from this and the index,
-            and are put back afterwards. Pass another one for each meta-step. Default: they go on
-            from where they are on each rank.
+        seed: Makes randomness inside `fn` independent of the ranks: before each task, the global
+            generators of Python, NumPy and torch (for the CPU and for the device of `params`) start
+            from this and the index, and are put back afterwards. Pass another one for each
+            meta-step. Default: they go on from where they are on each rank.
+        progress: Called on the first rank with the indices of its share, to iterate over instead:
+            ``tqdm.tqdm`` shows a bar there, and only there. It must yield what it was given.
         group: The process group. Default: the default group. Its backend has to know the device
-            of `params`; its timeout bounds the wait for other ranks.
+            of `params`; its timeout bounds the wait for other ranks. For tasks that are larger than
+            a rank, a two-dimensional ``DeviceMesh`` of tasks x model: the ranks of a row evaluate
+            the same tasks, together. Modules may be spread over its second dimension by
+            ``fully_shard`` or ``DistributedDataParallel``. Each rank of a row may have its part of
+            a task's data: losses, metrics and gradients are averaged over the row. Meta-optimizers
+            do not know sharded modules: torch 2.13 crashes within their step.
 
     Returns:
         A :class:`TaskGradients`. Put its gradients into ``.grad`` by
@@ -125,8 +142,10 @@ def map_tasks(
     Raises:
         TypeError: If `tasks` has no length or items, or `params` no tensor.
         ValueError: If there are no tasks, nothing requires a gradient, `weights` do not fit, or
-            `params` differ between ranks.
-        TaskError: On every rank, if a task raised on one.
+            ranks were called with different tasks, `params` or options (on every rank then); or a
+            module is spread over ranks that evaluate different tasks.
+        TaskError: On every rank, if a task raised on one. With a mesh of two dimensions, others of
+            the row may wait for that rank until the timeout.
         LostRankError: If another rank died, or did not come within the timeout of the group.
         RuntimeError: If `torchrun` started several ranks and there is no process group.
 
@@ -141,38 +160,88 @@ def map_tasks(
         >>> result.grads
         tensor([-4., -2.])
     """
-    leaves = Leaves(params)
-    ranks = Ranks.of(group)
-    count = _check_count(tasks)
-    names = tuple(metrics)
-    scales = _scales(count, reduction, weights)
-    step = _Step(fn, tasks, params, leaves, names, seed, _states(params))
+    ranks = ranks_here(group)
+    with evaluating(ranks):
+        try:
+            count = _check_count(tasks)
+            options = {
+                "reduction": reduction,
+                "weights": weights.tolist() if isinstance(weights, Tensor) else weights,
+                "metrics": tuple(metrics),
+                "has_aux": has_aux,
+                "differentiate": differentiate,
+                "deterministic": deterministic,
+                "seed": seed,
+            }
+            scales = _scales(count, reduction, options["weights"])
+            options["weights"] = scales
+            leaves = Leaves(params, differentiate)
+            check_spread(leaves.modules, ranks)
+            names = tuple(metrics)
+            step = Step(fn, tasks, params, leaves, ranks, names=names, has_aux=has_aux, seed=seed)
+            facts = (
+                {}
+                if not ranks.several
+                else {
+                    "number of tasks": count,
+                    "tasks": content_digest(tasks),
+                    "structure of `params`": digest(leaves.structure()),
+                    "values of `params`": step.snapshot.checksum,
+                }
+            )
+        except Exception:
+            if ranks.several:
+                tell_failure(ranks)
+            raise
+        if ranks.several:
+            whole = 0 if ranks.partners is None else step.snapshot.whole_checksum
+            agree(ranks, facts, options, whole)
+        return _evaluate(step, count, scales, deterministic, progress)
 
-    layout = [count * (1 + len(names)), ranks.size, ranks.size, len(leaves.tensors)]
+
+def _evaluate(
+    step: Step,
+    count: int,
+    scales: list[float],
+    deterministic: bool,
+    progress: Callable[[Iterable[int]], Iterable[int]] | None,
+) -> TaskGradients:
+    leaves, ranks, names = step.leaves, step.ranks, step.names
+    layout = [count * (1 + len(names)), ranks.size, len(leaves.tensors)]
     summation: Summation = (TreeSum if deterministic else RunningSum)(
         leaves, ranks, count, sum(layout)
     )
     report = _Report(*torch.split(summation.extra, layout))
-    failure = _run_share(step, ranks.share(count), scales, summation, report)
-    if ranks.size > 1:
-        report.failed[ranks.rank] = failure is not None
-        report.norms[ranks.rank] = leaves.norm()
-    elif failure is not None:
-        raise TaskError([TaskFailure.of(ranks.names[ranks.rank], *failure)]) from failure[1]
+    aux: list[Any] = []
+    failure = _run_share(step, count, scales, summation, report, aux, progress)
+    if failure is not None:
+        if ranks.size == 1:
+            raise TaskError([TaskFailure.of(ranks.name, *failure)]) from failure[1]
+        summation.discard()
+        report.failed[ranks.rank] = 1
+    elif ranks.partners is not None:
+        # not after a failure: the others of the row may still be within the task
+        average_over_partners([report.table], ranks)
     total, extra = summation.reduce()
 
     on_device = _Report(*torch.split(extra, layout))
     report = _Report(*torch.split(extra.cpu(), layout))
     if report.failed.any():
         _raise_together(failure, ranks)
-    _check_same(report.norms, ranks)
+    if ranks.partners is not None and leaves.size:
+        views = zip(leaves.views(total), leaves.tensors, strict=True)
+        average_over_partners([view for view, leaf in views if id(leaf) not in step.reduced], ranks)
+    if step.has_aux and ranks.size > 1:
+        aux = _gathered(aux, leaves.device, ranks)
     # a copy lets go of the buffer
     losses, *others = on_device.table.clone().view(count, -1).unbind(1)
+    used = (report.uses > 0).tolist()
     return TaskGradients(
         loss=(losses * losses.new_tensor(scales)).sum(),
-        grads=leaves.tree(total, (report.uses > 0).tolist()),
+        grads=leaves.tree(total, used) if leaves.tensors else None,
         losses=losses,
         metrics=dict(zip(names, others, strict=True)),
+        aux=aux,
     )
 
 
@@ -183,115 +252,42 @@ class _Report(NamedTuple):
     table: Tensor
     # (ranks,): whether a task raised on a rank
     failed: Tensor
-    # (ranks,): the norm of its parameters
-    norms: Tensor
     # (leaves,): on how many ranks tasks depend on a leaf
     uses: Tensor
 
 
-class _Step(NamedTuple):
-    """What is the same for the tasks of a meta-step."""
-
-    fn: Callable[[Any, Any], Any]
-    tasks: Tasks
-    params: Any
-    leaves: Leaves
-    names: tuple[str, ...]
-    seed: int | None
-    # of the modules in `params`, as they are before each task
-    states: list[tuple[nn.Module, ModuleState]]
-
-    def run(self, index: int, scale: float) -> tuple[list[Any], tuple[Tensor | None, ...]]:
-        """Return the loss and metrics of a task, and the gradients of its scaled loss."""
-        try:
-            with torch.enable_grad(), self._seeded(index):
-                output = self.fn(self.params, self.tasks[index])
-                loss, values = self._parse(output)
-                gradients = torch.autograd.grad(
-                    loss, self.leaves.tensors, torch.full_like(loss, scale), allow_unused=True
-                )
-        finally:
-            for module, state in self.states:
-                recover_state_dict(module, state)
-        return [loss.detach().view(()), *values], gradients
-
-    def _parse(self, output: Any) -> tuple[Tensor, list[Any]]:
-        loss: Any = output
-        values: Any = {}
-        if self.names:
-            if not (isinstance(output, tuple) and len(output) == 2):
-                raise TypeError(
-                    f"`fn` must return a pair of the loss and the metrics "
-                    f"{', '.join(map(repr, self.names))}, got {type(output).__name__}"
-                )
-            loss, values = output
-            if not isinstance(values, Mapping) or set(values) != set(self.names):
-                raise ValueError(
-                    f"`fn` must return the metrics {list(self.names)}, got "
-                    f"{list(values) if isinstance(values, Mapping) else values!r}"
-                )
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
-            got = type(loss).__name__
-            if isinstance(loss, Tensor):
-                got = f"{tuple(loss.shape)}, {loss.dtype}"
-            elif isinstance(loss, tuple):
-                got = "a tuple; name what comes with the loss in `metrics`"
-            raise TypeError(f"`fn` must return the loss as a real scalar tensor, got {got}")
-        if not loss.requires_grad:
-            raise RuntimeError(
-                "the loss that `fn` returned does not depend on `params` differentiably; was it "
-                "detached, or computed under no_grad?"
-            )
-        return loss, [_scalar(name, values[name]) for name in self.names]
-
-    @contextlib.contextmanager
-    def _seeded(self, index: int) -> Iterator[None]:
-        if self.seed is None:
-            yield
-            return
-        digest = hashlib.blake2b(f"{self.seed}/{index}".encode(), digest_size=8).digest()
-        number = int.from_bytes(digest, "little") >> 1
-        device = self.leaves.device
-        on_device = device.type == "cuda"
-        with torch.random.fork_rng(devices=[device] if on_device else []):
-            torch.default_generator.manual_seed(number)
-            if on_device:
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(number)
-            yield
-
-
 def _run_share(
-    step: _Step, share: range, scales: Sequence[float], summation: Summation, report: _Report
+    step: Step,
+    count: int,
+    scales: Sequence[float],
+    summation: Summation,
+    report: _Report,
+    aux: list[Any],
+    progress: Callable[[Iterable[int]], Iterable[int]] | None,
 ) -> tuple[int, Exception] | None:
     """Evaluate tasks up to the first that raises; return the index of that, and what it raised."""
-    rows = report.table.view(len(scales), -1)
+    share = step.ranks.share(count)
+    rows = report.table.view(count, -1)
     used = [False] * len(report.uses)
-    for index in share:
-        try:
-            values, gradients = step.run(index, scales[index])
-        except Exception as error:
-            return index, error
-        summation.add(index, gradients)
-        for column, value in enumerate(values):
-            rows[index, column] += value
-        used = [seen or x is not None for seen, x in zip(used, gradients, strict=True)]
-    report.uses.copy_(torch.tensor(used))
+    is_first = step.ranks.rank == 0 and step.ranks.is_first_partner
+    index = share.start
+    try:
+        bar = iter(share if progress is None or not is_first else progress(share))
+        for index in share:
+            if next(bar, None) != index:
+                raise ValueError("`progress` must yield the indices that it was given")
+            output = step.run(index, scales[index])
+            summation.add(index, output.gradients)
+            for column, value in enumerate(output.row):
+                rows[index, column] += value
+            used = [seen or x is not None for seen, x in zip(used, output.gradients, strict=True)]
+            if step.has_aux:
+                aux.append(output.aux)
+        next(bar, None)  # a bar ends with its iteration
+    except Exception as error:
+        return index, error
+    report.uses.copy_(torch.tensor(used, device="cpu"))
     return None
-
-
-def _scalar(name: str, value: Any) -> Tensor | float:
-    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
-        return value.detach().view(())
-    if isinstance(value, (bool, int, float)):
-        return float(value)
-    raise TypeError(f"the metric {name!r} must be a real scalar, got {value!r}")
-
-
-def _states(params: Any) -> list[tuple[nn.Module, ModuleState]]:
-    leaves: list[Any] = optree.tree_leaves(params)
-    modules = [leaf for leaf in leaves if isinstance(leaf, nn.Module)]
-    return [(module, extract_state_dict(module, detach_buffers=True)) for module in modules]
 
 
 def _check_count(tasks: Any) -> int:
@@ -305,14 +301,11 @@ def _check_count(tasks: Any) -> int:
     return len(tasks)
 
 
-def _scales(count: int, reduction: Any, weights: Sequence[float] | Tensor | None) -> list[float]:
+def _scales(count: int, reduction: Any, weights: Any) -> list[float]:
     """Return the factor of each task's loss."""
     if reduction not in ("mean", "sum"):
         raise ValueError(f"`reduction` must be 'mean' or 'sum', got {reduction!r}")
-    numbers = [1.0] * count
-    if weights is not None:
-        listed = weights.tolist() if isinstance(weights, Tensor) else weights
-        numbers = [float(weight) for weight in listed]
+    numbers = [1.0] * count if weights is None else [float(weight) for weight in weights]
     if len(numbers) != count:
         raise ValueError(f"`weights` must be as many as tasks, {count}, got {len(numbers)}")
     if not all(math.isfinite(weight) and weight >= 0 for weight in numbers):
@@ -325,22 +318,34 @@ def _scales(count: int, reduction: Any, weights: Sequence[float] | Tensor | None
     return [weight / total for weight in numbers]
 
 
-def _check_same(norms: Tensor, ranks: Ranks) -> None:
-    low, high = (float(norms.min()), float(norms.max()))
-    if high - low > _DRIFT * high:
-        listed = ", ".join(
-            f"{norm:.9g} on rank {name}"
-            for norm, name in zip(norms.tolist(), ranks.names, strict=True)
-        )
-        raise ValueError(
-            f"`params` must be equal on all ranks, got norms of {listed}; seed the ranks alike, or "
-            f"broadcast the parameters of one"
-        )
+def _gathered(aux: list[Any], device: torch.device, ranks: Ranks) -> list[Any]:
+    """Return the trees of all ranks in order, their tensors on the devices that they had here."""
+    trees: Any = aux
+    on_cpu: Any = optree.tree_map(_to_cpu, trees, none_is_leaf=True)
+    rows: list[Any] = [None] * ranks.size
+    with naming_lost_ranks(ranks):
+        dist.all_gather_object(rows, on_cpu, group=ranks.group)
+    trees = [tree for row in rows for tree in row]
+    found: Any = optree.tree_map(
+        lambda x: x.tensor.to(device) if isinstance(x, _OnDevice) else x, trees, none_is_leaf=True
+    )
+    return list(found)
+
+
+class _OnDevice:
+    """A tensor that was not on the CPU."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.cpu()
+
+
+def _to_cpu(leaf: Any) -> Any:
+    return _OnDevice(leaf) if isinstance(leaf, Tensor) and leaf.device.type != "cpu" else leaf
 
 
 def _raise_together(failure: tuple[int, Exception] | None, ranks: Ranks) -> None:
     """Exchange tracebacks, and raise them on every rank."""
-    own = failure and TaskFailure.of(ranks.names[ranks.rank], *failure)
+    own = failure and TaskFailure.of(ranks.name, *failure)
     gathered: list[TaskFailure | None] = [None] * ranks.size
     with naming_lost_ranks(ranks):
         dist.all_gather_object(gathered, own, group=ranks.group)

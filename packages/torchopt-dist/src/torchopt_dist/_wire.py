@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.distributed import rpc
+from torch.nn.parameter import is_lazy
 
 __all__ = ["Parcel", "pack", "unpack"]
 
@@ -48,14 +49,14 @@ class _Packer(pickle.Pickler):
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
         self.tensors: list[torch.Tensor] = []
         self.references: list[Any] = []
-        self.dispatch_table: ChainMap[type, Callable[[Any], Any]] = ChainMap(
-            {
-                torch.Tensor: self._put_aside,
-                nn.Parameter: self._put_aside,
-                OrderedDict: _reduce_ordered_dict,
-                **dict.fromkeys(REFERENCES, self._put_reference_aside),
-            },
-            copyreg.dispatch_table,
+        own: dict[type, Callable[[Any], Any]] = {
+            torch.Tensor: self._put_aside,
+            nn.Parameter: self._put_aside,
+            OrderedDict: _reduce_ordered_dict,
+            **dict.fromkeys(REFERENCES, self._put_reference_aside),
+        }
+        self.dispatch_table = _Reducers(
+            own, copyreg.dispatch_table, of_subclass=self._put_subclass_aside
         )
 
     def _put_aside(self, tensor: torch.Tensor) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -65,9 +66,52 @@ class _Packer(pickle.Pickler):
         flags = (is_parameter, tensor.requires_grad, tensor.is_leaf)
         return _put_back, (len(self.tensors) - 1, *flags)
 
+    def _put_subclass_aside(self, tensor: torch.Tensor) -> Any:
+        kind = type(tensor)
+        if not tensor.requires_grad or is_lazy(tensor):
+            return tensor.__reduce_ex__(pickle.HIGHEST_PROTOCOL)  # type: ignore[no-untyped-call]
+        is_wrapper = kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+        if is_wrapper or isinstance(tensor, nn.Parameter):
+            raise _LostGradientError(
+                f"a {kind.__name__} that requires a gradient cannot be sent to another worker: the "
+                f"gradient would not come back; send plain tensors and parameters"
+            )
+        # the class is no more than a name and attributes, which the plain tensor is given back
+        with torch._C.DisableTorchFunctionSubclass():
+            plain = tensor.as_subclass(torch.Tensor)
+        return _as_subclass, (plain, kind, dict(vars(tensor)))
+
     def _put_reference_aside(self, reference: Any) -> tuple[Callable[..., Any], tuple[int]]:
         self.references.append(reference)
         return _put_reference_back, (len(self.references) - 1,)
+
+
+class _LostGradientError(TypeError):
+    """A tensor whose gradient does not travel."""
+
+
+class _Reducers(ChainMap[type, Callable[[Any], Any]]):
+    """By class, also for subclasses of tensors, which pickle their numbers alone."""
+
+    def __init__(
+        self, *maps: dict[type, Callable[[Any], Any]], of_subclass: Callable[[Any], Any]
+    ) -> None:
+        super().__init__(*maps)
+        self._of_subclass = of_subclass
+
+    def __missing__(self, key: type) -> Callable[[Any], Any]:
+        if issubclass(key, torch.Tensor):
+            return self._of_subclass
+        raise KeyError(key)
+
+
+def _as_subclass(
+    tensor: torch.Tensor, kind: type[torch.Tensor], attributes: dict[str, Any]
+) -> torch.Tensor:
+    """Return a tensor as one of a subclass, connected to it."""
+    found = tensor.as_subclass(kind)
+    vars(found).update(attributes)
+    return found
 
 
 def _reduce_ordered_dict(value: OrderedDict[Any, Any]) -> str | tuple[Any, ...]:
@@ -115,12 +159,14 @@ def pack(value: object) -> Parcel:
     """Return what to send for a value, of any type that pickles.
 
     Raises:
-        TypeError: Something in it does not pickle.
+        TypeError: Something in it does not pickle, or its gradient would be lost.
     """
     file = io.BytesIO()
     packer = _Packer(file)
     try:
         packer.dump(value)
+    except _LostGradientError:
+        raise
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise TypeError(
             f"a value cannot be sent to another worker: {error}. Functions and classes travel by "

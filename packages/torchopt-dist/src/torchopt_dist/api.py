@@ -9,6 +9,7 @@ from torchopt_dist._call import (
 )
 from torchopt_dist._partition import (
     Call,
+    Replicated,
     TensorDimensionPartitioner,
     batch_partitioner,
     dim_partitioner,
@@ -18,6 +19,7 @@ from torchopt_dist._reduce import mean_reducer, sum_reducer
 
 __all__ = [
     "Call",
+    "Replicated",
     "TensorDimensionPartitioner",
     "batch_partitioner",
     "dim_partitioner",
