@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 
 import torch
 
+from torchopt_implicit._functorch import is_forward_mode
 from torchopt_implicit._tags import Tag
 from torchopt_implicit._tree import Layout, leading_vmap
 
@@ -167,7 +168,14 @@ class LinearOperator:
                 transpose=lambda y: matrix.mH @ y,
                 tags=tags,
             )
-        return cls(lambda x: x @ matrix.mT, lambda y: y @ matrix, domain, codomain, tags=tags)
+        dtype = domain.dtype  # in which half precision is computed
+        return cls(
+            lambda x: x @ matrix.to(dtype).mT,
+            lambda y: y @ matrix.to(dtype),
+            domain,
+            codomain,
+            tags=tags,
+        )
 
     @classmethod
     def jacobian(
@@ -213,6 +221,9 @@ class LinearOperator:
             return torch.func.vjp(flat, point.view_as(point))[1](v)[0]  # type: ignore[no-any-return]
 
         def push_anew(v: torch.Tensor) -> torch.Tensor:
+            if is_forward_mode():  # in which torch.func.jvp cannot be nested
+                (pushed,) = torch.func.vjp(anew, torch.zeros_like(zeros))[1](v)
+                return pushed  # type: ignore[no-any-return]
             return torch.func.jvp(flat, (point.view_as(point),), (v,))[1]  # type: ignore[no-any-return]
 
         def relinearized() -> LinearOperator:
