@@ -35,6 +35,7 @@ class Builder:
         cause: Any = None,
     ) -> int:
         key = len(self.nodes)
+        names = () if name is None else (name,)
         tensors = tuple(
             Saved(f"saved[{i}]", (nbytes // 4,), "float32", nbytes, self.storages + i, False)
             for i, nbytes in enumerate(saved)
@@ -44,7 +45,7 @@ class Builder:
         dtype = None if shape is None else "float32"
         attrs = (("alpha", "1"),) if label == "AddBackward0" else ()
         self.nodes.append(
-            Node(key, kind, label, name, shape, dtype, tensors, group, where, attrs, cause)
+            Node(key, kind, label, names, shape, dtype, tensors, group, where, attrs, cause)
         )
         self.edges += [(source, key) for source in inputs]
         return key

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from html import escape as html
+from html import escape
 from typing import Literal
 
 import graphviz  # type: ignore[import-untyped]
@@ -13,7 +13,14 @@ from torch import Tensor
 from torchopt.typing import TensorTree
 from torchopt_viz._collect import collect
 from torchopt_viz._graph import Graph, Node
-from torchopt_viz._labels import LISTED, bytes_text, label_of, label_of_several, tooltip_of
+from torchopt_viz._labels import (
+    LISTED,
+    bytes_text,
+    label_of,
+    label_of_several,
+    printable,
+    tooltip_of,
+)
 from torchopt_viz._names import Names, Params, read_names
 from torchopt_viz._picture import Picture
 from torchopt_viz._recording import Recording
@@ -111,12 +118,12 @@ def make_dot(
 
 def _own_name(names: Names, tensor: Tensor) -> str:
     """Return a name that the tensor alone has; give it one if need be."""
-    shared = Counter(name for own in names.of.values() for name in own.split(", "))
-    own = names.of.get(tensor)
-    for name in own.split(", ") if own else ():
+    shared = Counter(name for own in names.of.values() for name in own)
+    own = names.of.get(tensor, ())
+    for name in own:
         if shared[name] == 1:
             return name
-    names.of[tensor] = f"{own}, highlighted" if own else "highlighted"
+    names.of[tensor] = (*own, "highlighted")
     return "highlighted"
 
 
@@ -179,6 +186,11 @@ def resize_graph(
     dot.graph_attr["size"] = f"{size},{size}"
 
 
+def _html(name: str) -> str:
+    # Graphviz puts the name of the node for `\\N`, here as well
+    return escape(printable(name)).replace("\\", "\\\\")
+
+
 class _Drawing:
     """Writes the text of a picture."""
 
@@ -233,9 +245,14 @@ class _Drawing:
             edge_attr={"arrowsize": "0.6", "color": "#777777"},
         )
         self._draw_group(dot, 0)
-        marked = {self.view.box_of[key] for key in self.path}
+        at = self.view.box_of
+        marked = {
+            (at[source], at[target])
+            for source, target in self.graph.edges
+            if source in self.path and target in self.path
+        }
         for source, target in self.view.edges:
-            if source in marked and target in marked:
+            if (source, target) in marked:
                 dot.edge(f"n{source}", f"n{target}", color=_HIGHLIGHT, penwidth="2.5")
             else:
                 dot.edge(f"n{source}", f"n{target}")
@@ -252,7 +269,9 @@ class _Drawing:
             with dot.subgraph(name=f"cluster_{inner}") as cluster:
                 size = self._size(inner)
                 cluster.attr(
-                    label=graphviz.escape(f"{group.label}  ({size})" if size else group.label),
+                    label=graphviz.escape(
+                        printable(f"{group.label}  ({size})" if size else group.label)
+                    ),
                     style="rounded,filled",
                     fillcolor=_CLUSTERS[group.kind],
                     color="#999999",
@@ -274,7 +293,7 @@ class _Drawing:
         if box.collapsed is not None:
             group = self.graph.groups[box.collapsed]
             count = f"{len(nodes)} node" + "s" * (len(nodes) > 1)
-            lines = [group.label, count, self._size(group.key)]
+            lines = [printable(group.label), count, self._size(group.key)]
             label = "\n".join(filter(None, lines))
         elif len(nodes) > 1:
             label = label_of_several(nodes)
@@ -313,7 +332,7 @@ class _Drawing:
         if self.path:
             rows.append(cell.format("white", f'<font color="{_HIGHLIGHT}">highlighted</font>'))
         if self.graph.unreached:
-            names = [html(name) for name in self.graph.unreached[:LISTED]]
+            names = [_html(name) for name in self.graph.unreached[:LISTED]]
             more = len(self.graph.unreached) - len(names)
             names += [f"and {more} more"] if more else []
             text = 'not reached:<br align="left"/>' + '<br align="left"/>'.join(names)

@@ -19,6 +19,7 @@ from pathlib import Path
 from torchopt.typing import TensorTree
 from torchopt_viz._collect import gradient_graph
 from torchopt_viz._graph import Graph
+from torchopt_viz._labels import printable
 from torchopt_viz._names import Params
 from torchopt_viz._recording import Recording
 
@@ -93,7 +94,7 @@ def _page(graph: Graph, title: str) -> str:
         return (viewer / name).read_text(encoding="utf-8")
 
     parts = {
-        "title": html.escape(title),
+        "title": html.escape(printable(title)),
         "style": read("style.css"),
         "data": b64encode(_pack(graph)).decode(),
         "scripts": "\n".join(map(read, _SCRIPTS)),
