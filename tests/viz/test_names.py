@@ -57,7 +57,7 @@ def test_graphviz_draws_any_name(name: str) -> None:
 @pytest.mark.parametrize("name", ODD, ids=ascii)
 def test_a_page_takes_any_name_and_title(name: str, tmp_path: Path) -> None:
     w = torch.ones(2, requires_grad=True)
-    file = save_html(w.sum(), tmp_path / "graph.html", {name: w}, title=name)
+    file = save_html(w.sum(), {name: w}, path=tmp_path / "graph.html", title=name)
     text = file.read_text(encoding="utf-8")
     (title,) = re.findall(r"<title>(.*?)</title>", text, flags=re.DOTALL)
     assert title.isprintable()

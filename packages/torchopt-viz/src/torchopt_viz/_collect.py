@@ -31,7 +31,7 @@ from torchopt_viz._walk import (
     slot_of,
 )
 
-__all__ = ["collect", "gradient_graph"]
+__all__ = ["as_graph", "collect", "gradient_graph"]
 
 
 def gradient_graph(
@@ -74,6 +74,23 @@ def gradient_graph(
         ()
     """
     return collect(var, read_names(params), recording)
+
+
+def as_graph(var: TensorTree | Graph, params: Params, recording: Recording | None) -> Graph:
+    """Return the graph that a picture is asked of: as it is, or collected.
+
+    Raises:
+        ValueError: If `params` or `recording` come with a :class:`Graph`, which has them already.
+    """
+    if not isinstance(var, Graph):
+        return gradient_graph(var, params, recording=recording)
+    if params is None and recording is None:
+        return var
+    given = "params" if params is not None else "recording"
+    raise ValueError(
+        f"`{given}` was given with a Graph, which is complete already; "
+        f"pass it to gradient_graph(..., {given}=...)"
+    )
 
 
 def collect(var: TensorTree, names: Names, recording: Recording | None) -> Graph:

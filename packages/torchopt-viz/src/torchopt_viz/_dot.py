@@ -11,7 +11,7 @@ import graphviz  # type: ignore[import-untyped]
 from torch import Tensor
 
 from torchopt.typing import TensorTree
-from torchopt_viz._collect import collect
+from torchopt_viz._collect import as_graph, collect
 from torchopt_viz._graph import Graph, Node
 from torchopt_viz._labels import (
     LISTED,
@@ -29,6 +29,7 @@ from torchopt_viz._view import Box, View, view
 __all__ = ["make_dot", "resize_graph"]
 
 GroupBy = Literal["step", "module"]
+Direction = Literal["TB", "LR"]
 
 _COLORS = {
     "parameter": ("#9ecae1", "leaf with a name"),
@@ -47,7 +48,7 @@ _HIGHLIGHT = "#c2185b"
 
 
 def make_dot(
-    var: TensorTree,
+    var: TensorTree | Graph,
     params: Params = None,
     show_attrs: bool = False,
     show_saved: bool = False,
@@ -58,6 +59,7 @@ def make_dot(
     max_depth: int | None = None,
     highlight: Tensor | str | None = None,
     recording: Recording | None = None,
+    direction: Direction = "TB",
 ) -> graphviz.Digraph:
     """Draw the graph that a backward pass from ``var`` goes through.
 
@@ -65,11 +67,12 @@ def make_dot(
     and so is which of the named tensors do not reach the output.
 
     Args:
-        var: A tensor, or a tree of tensors.
+        var: A tensor, a tree of tensors, or a :class:`Graph`.
         params: Names of tensors: a dict from names to tensors or from tensors to names, a module,
             a state of :func:`torchopt.extract_state_dict` with ``enable_visual=True``, pairs of a
             name and a tensor, or a sequence of these. States of one module are inner steps, in
             their order. Several tensors may have one name; a ``visual_prefix`` tells states apart.
+            Not with a :class:`Graph`.
         show_attrs: Whether to list what functions keep apart from tensors.
         show_saved: Whether to show the tensors that functions keep for the backward pass.
         max_attr_chars: Attributes are cut to this length.
@@ -78,9 +81,12 @@ def make_dot(
             tensors that come from and go to the same boxes; where six boxes or more of tensors
             come from one function, or are leaves of one group, they are one, too.
         max_depth: Open only so many levels of groups; a deeper one is one box. Needs ``group_by``.
-        highlight: A tensor, or its name: mark its paths to the output.
+        highlight: A tensor, or its name: mark its paths to the output. With a :class:`Graph`, which
+            keeps no tensor, a name.
         recording: What :func:`record` has seen of the computation: adds the exact modules, and
-            the places where gradients stop.
+            the places where gradients stop. Not with a :class:`Graph`.
+        direction: Whether arrows lead from top to bottom (``"TB"``, the default) or from left to
+            right (``"LR"``).
 
     Returns:
         A :class:`graphviz.Digraph`. Its ``source`` needs no program; its ``render`` and ``pipe``
@@ -89,8 +95,8 @@ def make_dot(
     Raises:
         TypeError: If an argument is of another type.
         ValueError: If a tensor of ``var`` has no graph, a state has no names, what to highlight
-            does not reach the output or is one of several of that name, or a number or choice is
-            out of range.
+            does not reach the output or is one of several of that name, a number or choice is
+            out of range, or `params` or `recording` come with a :class:`Graph`.
 
     Example:
         >>> import torch
@@ -102,18 +108,23 @@ def make_dot(
     """
     kinds = _kinds(group_by)
     _check(kinds, max_depth, max_attr_chars)
-    names = read_names(params)
+    _check_direction(direction)
     name: str | None
-    if isinstance(highlight, Tensor):
+    if isinstance(highlight, Tensor) and not isinstance(var, Graph):
+        names = read_names(params)
         name = _own_name(names, highlight)
+        graph = collect(var, names, recording)
     elif highlight is None or isinstance(highlight, str):
         name = highlight
+        graph = as_graph(var, params, recording)
     else:
-        raise TypeError(f"`highlight` must be a tensor or a name, got {type(highlight).__name__}")
-    graph = collect(var, names, recording)
+        what = "a name, with a Graph" if isinstance(var, Graph) else "a tensor or a name"
+        raise TypeError(f"`highlight` must be {what}, got {type(highlight).__name__}")
     path = frozenset(() if name is None else _path(graph, name, name is highlight))
     shown = view(graph, kinds, max_depth, fold)
-    return _Drawing(graph, shown, path, show_saved, max_attr_chars if show_attrs else None).dot()
+    return _Drawing(graph, shown, path, show_saved, max_attr_chars if show_attrs else None).dot(
+        direction
+    )
 
 
 def _own_name(names: Names, tensor: Tensor) -> str:
@@ -149,6 +160,11 @@ def _kinds(group_by: object) -> set[str]:
         raise ValueError(f"`group_by` must be 'step', 'module', both or None, got {group_by!r}")
     kinds = {kind for kind in ("step", "module") if kind in chosen}
     return kinds | {"backward"} if "module" in kinds else kinds
+
+
+def _check_direction(direction: object) -> None:
+    if direction not in ("TB", "LR"):
+        raise ValueError(f"`direction` must be 'TB' or 'LR', got {direction!r}")
 
 
 def _check(kinds: set[str], max_depth: int | None, max_attr_chars: int) -> None:
@@ -220,12 +236,12 @@ class _Drawing:
             self.boxes.setdefault(box.group, []).append(i)
         self.kinds: set[str] = set()
 
-    def dot(self) -> graphviz.Digraph:
+    def dot(self, direction: Direction) -> graphviz.Digraph:
         """Return the picture."""
         dot = Picture(
             "gradient_graph",
             graph_attr={
-                "rankdir": "TB",
+                "rankdir": direction,
                 "ranksep": "0.25",
                 "nodesep": "0.15",
                 "compound": "true",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from html import escape
 from typing import Literal, NamedTuple
 
 __all__ = ["Graph", "Group", "Memory", "Node", "Repeat", "Saved", "uncompiled"]
@@ -133,6 +134,16 @@ class Graph(NamedTuple):
             if group.parent is not None:
                 inclusive[group.parent] += inclusive[group.key]
         return Memory(tuple(own), tuple(inclusive), inclusive[0], leaves)
+
+    def _repr_html_(self) -> str:
+        """Return what notebooks show: the page of :func:`save_html`, in a frame of its own."""
+        from torchopt_viz._page import page_of
+
+        return (
+            '<iframe sandbox="allow-scripts allow-downloads" title="Gradient graph" '
+            'style="width: 100%; height: 600px; border: 1px solid #8884; border-radius: 6px" '
+            f'srcdoc="{escape(page_of(self, "Gradient graph"))}"></iframe>'
+        )
 
     def find(self, name: str) -> int:
         """Return the key of the node of a tensor.

@@ -17,13 +17,13 @@ from os import PathLike
 from pathlib import Path
 
 from torchopt.typing import TensorTree
-from torchopt_viz._collect import gradient_graph
+from torchopt_viz._collect import as_graph
 from torchopt_viz._graph import Graph
 from torchopt_viz._labels import printable
 from torchopt_viz._names import Params
 from torchopt_viz._recording import Recording
 
-__all__ = ["save_html"]
+__all__ = ["page_of", "save_html"]
 
 _SCRIPTS = (
     *("data.js", "tree.js", "place.js", "layout.js"),
@@ -33,9 +33,9 @@ _SCRIPTS = (
 
 def save_html(
     var: TensorTree | Graph,
-    path: str | PathLike[str],
     params: Params = None,
     *,
+    path: str | PathLike[str],
     title: str = "Gradient graph",
     recording: Recording | None = None,
 ) -> Path:
@@ -49,8 +49,8 @@ def save_html(
 
     Args:
         var: The outputs, as in :func:`make_dot`, or a :class:`Graph`.
-        path: The file to write. Its folder must exist.
         params: The tensors with names, as in :func:`make_dot`; not with a :class:`Graph`.
+        path: The file to write. Its folder must exist.
         title: What the page is called. Default: ``"Gradient graph"``.
         recording: What :func:`record` saw of the computation: modules, source lines and cuts; not
             with a :class:`Graph`. Default: none.
@@ -66,28 +66,18 @@ def save_html(
         >>> from torchopt_viz import save_html
         >>> net = torch.nn.Linear(2, 1)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     file = save_html(
-        ...         net(torch.ones(1, 2)), f"{folder}/graph.html", dict(net.named_parameters())
-        ...     )
+        ...     file = save_html(net(torch.ones(1, 2)), net, path=f"{folder}/graph.html")
         ...     file.stat().st_size > 0
         True
     """
-    if not isinstance(var, Graph):
-        graph = gradient_graph(var, params, recording=recording)
-    elif params is None and recording is None:
-        graph = var
-    else:
-        given = "params" if params is not None else "recording"
-        raise ValueError(
-            f"`{given}` was given with a Graph, which is complete already; "
-            f"pass it to gradient_graph(..., {given}=...)"
-        )
+    text = page_of(as_graph(var, params, recording), title)
     path = Path(path)
-    path.write_text(_page(graph, title), encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     return path
 
 
-def _page(graph: Graph, title: str) -> str:
+def page_of(graph: Graph, title: str) -> str:
+    """Return the page of a graph."""
     viewer = resources.files(__package__) / "viewer"
 
     def read(name: str) -> str:

@@ -39,8 +39,9 @@ def record(module: nn.Module | None = None) -> Iterator[Recording]:
     :class:`torchopt.MetaOptimizer` or :class:`torchopt.FuncOptimizer`, and what
     :func:`torchopt.apply_updates` does. A gradient is cut where a tensor that requires grad is used
     and the result does not require it: because it was detached, made under ``no_grad``, converted
-    to integers, or written in place under ``no_grad``. What torch, a :class:`torch.autograd.Function`, implicit
-    differentiation and zero-order estimates do inside is not a cut.
+    to integers, or written in place under ``no_grad``. What torch, a
+    :class:`torch.autograd.Function`, implicit differentiation and zero-order estimates do inside is
+    not a cut.
 
     The calling thread is watched. Backward passes run in it, one device after another.
 
