@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import nn
+
+import torchopt
+from torchopt_viz import gradient_graph, record
 from torchopt_viz._graph import Graph, Group, Node, Repeat, Saved
 
 UNFRIENDLY = "a\"b'</script><b>&amp;\\ ünï \N{SNOWMAN}"
@@ -173,3 +178,26 @@ def flat(size: int) -> Graph:
         value = build.node("function", "SinBackward0", value, saved=(4,))
     build.node("output", "Tensor", value, name="y")
     return build.graph()
+
+
+def conv4(steps: int) -> Graph:
+    """Return MAML with the network of the few-shot literature, as a recording sees it."""
+    layers: list[nn.Module] = []
+    for channels in (1, 2, 2, 2):
+        layers += [nn.Conv2d(channels, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU()]
+        layers.append(nn.MaxPool2d(2))
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(2, 5))
+    x = torch.ones(2, 1, 16, 16)
+
+    def state(step: int) -> Any:
+        prefix = f"step{step}."
+        return torchopt.extract_state_dict(net, enable_visual=True, visual_prefix=prefix)
+
+    with record(net) as recording:
+        inner = torchopt.MetaSGD(net, lr=0.01)
+        states = [state(0)]
+        for step in range(steps):
+            inner.step(net(x).square().mean())
+            states.append(state(step + 1))
+        loss = net(x).square().mean()
+    return gradient_graph(loss, states, recording=recording)
