@@ -94,7 +94,7 @@ def draw_backdrop(axes: Axes, problem: TestFunction, view: Domain, look: Traject
     if look.show_minima and problem.minima:
         axes.plot(
             *zip(*problem.minima, strict=True),
-            **_marker("*", "white", 2 * look.marker_size),
+            **_marker("*", "white", 2.4 * look.marker_size),
             zorder=3,
         )
     return filled
@@ -210,7 +210,7 @@ class Panel:
             zorder=8,
         )
         if not alone:
-            axes.legend(loc="upper right", fontsize="small", framealpha=0.8)
+            axes.legend(loc="best", fontsize="small", framealpha=0.8)
 
     def show(self, step: int) -> None:
         """Show the first steps, and say in words what cannot be seen."""
