@@ -28,7 +28,13 @@ import torch
 from _adahessian import AdaHessian
 
 import torchopt
-from torchopt.visual import Trajectory, TrajectoryStyle, plot_trajectory, run_trajectory, test_functions
+from torchopt.visual import (
+    Trajectory,
+    TrajectoryStyle,
+    plot_trajectory,
+    run_trajectory,
+    test_functions,
+)
 
 FLOWER = test_functions["flower"]
 REGION = 3.0

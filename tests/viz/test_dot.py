@@ -34,7 +34,9 @@ def boxes(dot: graphviz.Digraph) -> list[str]:
 
 def frames(dot: graphviz.Digraph) -> list[str]:
     """Return the labels of the frames, without their bytes."""
-    return re.findall(r'label="?(.*?)(?:  \([^)]*\))?"? labeljust', dot.source)
+    return re.findall(
+        r'^\s*t\d+ \[label="?(.*?)(?:  \([^)]*\))?"? fontsize', dot.source, re.MULTILINE
+    )
 
 
 def adapted(steps: int = 2) -> tuple[Tensor, list[Any], Tensor]:
@@ -143,11 +145,11 @@ def test_the_legend_lists_names_that_are_not_reached() -> None:
 
 def test_attributes_are_shown_and_cut_to_a_length() -> None:
     out = torch.ones(2, 3, requires_grad=True).sum((0, 1), keepdim=True)
-    assert "SumBackward1" in boxes(make_dot(out))
-    (box,) = [b for b in boxes(make_dot(out, show_attrs=True)) if b.startswith("SumBackward1")]
+    assert "Sum" in boxes(make_dot(out))
+    (box,) = [b for b in boxes(make_dot(out, show_attrs=True)) if b.startswith("Sum")]
     assert "keepdim: True" in box
     (box,) = [
-        b for b in boxes(make_dot(out, show_attrs=True, max_attr_chars=2)) if "SumBackward1" in b
+        b for b in boxes(make_dot(out, show_attrs=True, max_attr_chars=2)) if b.startswith("Sum")
     ]
     assert "keepdim: Tr..." in box
 
@@ -232,8 +234,8 @@ def test_chains_of_elementwise_functions_fold_into_one_box() -> None:
     assert boxes(make_dot(out, {"w": w}, fold=True)) == [
         "w\n(3,)",
         "Exp x2\nSin\nMul",
-        "SumBackward0",
-        "SigmoidBackward0",
+        "Sum",
+        "Sigmoid",
         "output\n()",
     ]
 

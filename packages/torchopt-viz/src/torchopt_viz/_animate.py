@@ -94,15 +94,15 @@ def _save_gif(
     fps: int,
     progress: Progress | None,
 ) -> None:
-    """Save a GIF whose frames all have the colours of one palette: that of the last, the fullest."""
+    """Save a GIF whose frames all have one palette: that of the last frame, the fullest."""
     from PIL import Image
 
     def drawn(frame: int) -> Image.Image:
         show(frame)
         buffer = BytesIO()
         figure.savefig(buffer, format="rgba", dpi=100)
-        size = tuple(int(x) for x in figure.get_size_inches() * 100)
-        return Image.frombytes("RGBA", size, buffer.getvalue()).convert("RGB")
+        width, height = (int(x) for x in figure.get_size_inches() * 100)
+        return Image.frombytes("RGBA", (width, height), buffer.getvalue()).convert("RGB")
 
     palette = drawn(frames - 1).quantize(256)
     film = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torchopt_viz._elementwise import operation
 from torchopt_viz._graph import Node
 from torchopt_viz._view import listed
 
@@ -27,7 +28,7 @@ def label_of(node: Node, max_attr_chars: int | None) -> str:
         return _lines(f"{node.cause}: {node.label}", node.where)
     if node.kind not in ("function", "step"):
         return _lines(node.name, shape)
-    lines: list[str | None] = [node.label]
+    lines: list[str | None] = [operation(node.label)]
     if max_attr_chars is not None:
         for name, value in node.attrs:
             is_long = len(value) > max_attr_chars

@@ -22,6 +22,7 @@ from torchopt_viz._graph import Graph
 from torchopt_viz._labels import printable
 from torchopt_viz._names import Params
 from torchopt_viz._recording import Recording
+from torchopt_viz._roles import role_of_leaves
 
 __all__ = ["page_of", "save_html"]
 
@@ -100,6 +101,7 @@ def _pack(graph: Graph) -> bytes:
         return [strings.setdefault(value or "", len(strings)) for value in values]
 
     nodes = graph.nodes
+    roles = role_of_leaves(graph)
     saved = [tensor for node in nodes for tensor in node.saved]
     edges = sorted((target, source) for source, target in graph.edges)
     targets = [0, *(target for target, _ in edges)]
@@ -112,6 +114,7 @@ def _pack(graph: Graph) -> bytes:
         "where": texts(node.where for node in nodes),
         "attrs": texts(json.dumps(node.attrs) if node.attrs else None for node in nodes),
         "cause": texts(node.cause for node in nodes),
+        "role": texts(roles.get(node.key) for node in nodes),
         "group": [node.group for node in nodes],
         "saves": [len(node.saved) for node in nodes],
         "savedName": texts(tensor.name for tensor in saved),
