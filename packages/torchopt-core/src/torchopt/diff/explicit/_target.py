@@ -10,6 +10,7 @@ import optree
 import torch
 from torch import nn
 
+from torchopt._module_clone import module_clone
 from torchopt._submodules import submodules
 from torchopt._types import Leaves
 
@@ -134,8 +135,6 @@ class _Module(Target):
         return value, after
 
     def result(self, leaves: Leaves, buffers: Leaves) -> nn.Module:
-        from torchopt._module_clone import module_clone  # which needs the meta-optimizers
-
         clone = module_clone(self._module, by="reference")
         found = [entries[name] for (entries, name), *_ in self._places]
         places = _places(clone, [id(x) for x in found])
