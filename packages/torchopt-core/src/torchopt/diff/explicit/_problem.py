@@ -88,6 +88,7 @@ class Problem:
         self.unchanged = Unchanged()
         self.generators: list[torch.Generator] = []
         self._watched: Detect | None = None
+        self._has_foreign = _has_foreign(optimizer)
 
     def start(self, state: OptState | None) -> Carry:
         """Return the first carry."""
@@ -138,7 +139,7 @@ class Problem:
         if isinstance(self.optimizer, RuleTransformation):
             extras = {"value": value, "value_and_grad": value_and_grad}
         params = self.target.tree(carry.leaves)
-        watched = self._watched if _has_foreign(self.optimizer) else None
+        watched = self._watched if self._has_foreign else None
         with _substituting(self._others(given)), watched or contextlib.nullcontext():
             if watched is not None:
                 watched.add([value, *[x for x in optree.tree_leaves(grads) if x is not None]])
