@@ -93,14 +93,14 @@ def main() -> None:
 
         graph = collect()
         with tempfile.TemporaryDirectory() as folder:
-            page = torchopt.visual.save_html(graph, Path(folder, "graph.html"))
+            page = torchopt.visual.save_html(graph, path=Path(folder, "graph.html"))
             sizes.append(Row(name, [len(graph.nodes), page.stat().st_size / 2**20], [None] * 2))
 
             def draw(loss: Any = loss, states: Any = states) -> Any:
                 return torchopt.visual.make_dot(loss, states, group_by="step", fold=True)
 
             def save(graph: Any = graph, page: Path = page) -> Any:
-                return torchopt.visual.save_html(graph, page)
+                return torchopt.visual.save_html(graph, path=page)
 
             limit = Bound(AT_MOST, 5.0) if steps == 10 else None
             parts = [seconds(part, time.process_time) for part in (collect, draw, save)]

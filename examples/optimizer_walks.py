@@ -28,7 +28,13 @@ import torch
 from _adahessian import AdaHessian
 
 import torchopt
-from torchopt.visual import Trajectory, plot_trajectory, run_trajectory, test_functions
+from torchopt.visual import (
+    Trajectory,
+    TrajectoryStyle,
+    plot_trajectory,
+    run_trajectory,
+    test_functions,
+)
 
 FLOWER = test_functions["flower"]
 REGION = 3.0
@@ -208,10 +214,11 @@ def main() -> None:
     for experiment, place in zip(EXPERIMENTS, places, strict=True):
         seeds = agreeing_seeds(experiment)
         shown = seeds[0] if seeds else 0
-        plot = draw(experiment, shown, resolution=resolution)
+        plot = draw(experiment, shown, style=TrajectoryStyle(resolution=resolution))
         plot.figure.savefig(args.output / f"{experiment.name}.png", dpi=dpi)
         plt.close(plot.figure)
-        draw(experiment, shown, resolution=resolution, ax=place)
+        plain = TrajectoryStyle(resolution=resolution, colorbar=False)
+        draw(experiment, shown, style=plain, ax=place)
         seen = look(plot.trajectories[0])
         if experiment in longest:
             curves.plot(seen.distances, linewidth=1.2, label=experiment.title)

@@ -94,7 +94,7 @@ def check_graphs_are_drawn() -> None:
     weight = torch.tensor(3.0, requires_grad=True)
     assert "weight" in torchopt.visual.make_dot(weight.exp(), {"weight": weight}).source
     with tempfile.TemporaryDirectory() as folder:
-        page = torchopt.visual.save_html(weight.exp(), Path(folder, "graph.html"))
+        page = torchopt.visual.save_html(weight.exp(), path=Path(folder, "graph.html"))
         assert "<script" in page.read_text(encoding="utf-8")
 
 

@@ -144,7 +144,7 @@ class Show:
         self.folder = folder
 
     def __call__(self, graph: Graph, title: str = "graph") -> Page:
-        return Page(self.driver, save_html(graph, self.folder / "graph.html", title=title))
+        return Page(self.driver, save_html(graph, path=self.folder / "graph.html", title=title))
 
     def errors(self) -> list[str]:
         """Return what the console has been told since the last page was opened."""

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import nn
+
+import torchopt
+from torchopt_viz import gradient_graph, record
 from torchopt_viz._graph import Graph, Group, Node, Repeat, Saved
 
 UNFRIENDLY = "a\"b'</script><b>&amp;\\ ünï \N{SNOWMAN}"
@@ -35,6 +40,7 @@ class Builder:
         cause: Any = None,
     ) -> int:
         key = len(self.nodes)
+        names = () if name is None else (name,)
         tensors = tuple(
             Saved(f"saved[{i}]", (nbytes // 4,), "float32", nbytes, self.storages + i, False)
             for i, nbytes in enumerate(saved)
@@ -44,7 +50,7 @@ class Builder:
         dtype = None if shape is None else "float32"
         attrs = (("alpha", "1"),) if label == "AddBackward0" else ()
         self.nodes.append(
-            Node(key, kind, label, name, shape, dtype, tensors, group, where, attrs, cause)
+            Node(key, kind, label, names, shape, dtype, tensors, group, where, attrs, cause)
         )
         self.edges += [(source, key) for source in inputs]
         return key
@@ -172,3 +178,26 @@ def flat(size: int) -> Graph:
         value = build.node("function", "SinBackward0", value, saved=(4,))
     build.node("output", "Tensor", value, name="y")
     return build.graph()
+
+
+def conv4(steps: int) -> Graph:
+    """Return MAML with the network of the few-shot literature, as a recording sees it."""
+    layers: list[nn.Module] = []
+    for channels in (1, 2, 2, 2):
+        layers += [nn.Conv2d(channels, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU()]
+        layers.append(nn.MaxPool2d(2))
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(2, 5))
+    x = torch.ones(2, 1, 16, 16)
+
+    def state(step: int) -> Any:
+        prefix = f"step{step}."
+        return torchopt.extract_state_dict(net, enable_visual=True, visual_prefix=prefix)
+
+    with record(net) as recording:
+        inner = torchopt.MetaSGD(net, lr=0.01)
+        states = [state(0)]
+        for step in range(steps):
+            inner.step(net(x).square().mean())
+            states.append(state(step + 1))
+        loss = net(x).square().mean()
+    return gradient_graph(loss, states, recording=recording)

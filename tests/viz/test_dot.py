@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import torchopt
-from torchopt_viz import make_dot, record, resize_graph
+from torchopt_viz import gradient_graph, make_dot, record, resize_graph
 
 from .test_graph import adapt
 
@@ -34,7 +34,9 @@ def boxes(dot: graphviz.Digraph) -> list[str]:
 
 def frames(dot: graphviz.Digraph) -> list[str]:
     """Return the labels of the frames, without their bytes."""
-    return re.findall(r'label="?(.*?)(?:  \([^)]*\))?"? labeljust', dot.source)
+    return re.findall(
+        r'^\s*t\d+ \[label="?(.*?)(?:  \([^)]*\))?"? fontsize', dot.source, re.MULTILINE
+    )
 
 
 def adapted(steps: int = 2) -> tuple[Tensor, list[Any], Tensor]:
@@ -143,11 +145,11 @@ def test_the_legend_lists_names_that_are_not_reached() -> None:
 
 def test_attributes_are_shown_and_cut_to_a_length() -> None:
     out = torch.ones(2, 3, requires_grad=True).sum((0, 1), keepdim=True)
-    assert "SumBackward1" in boxes(make_dot(out))
-    (box,) = [b for b in boxes(make_dot(out, show_attrs=True)) if b.startswith("SumBackward1")]
+    assert "Sum" in boxes(make_dot(out))
+    (box,) = [b for b in boxes(make_dot(out, show_attrs=True)) if b.startswith("Sum")]
     assert "keepdim: True" in box
     (box,) = [
-        b for b in boxes(make_dot(out, show_attrs=True, max_attr_chars=2)) if "SumBackward1" in b
+        b for b in boxes(make_dot(out, show_attrs=True, max_attr_chars=2)) if b.startswith("Sum")
     ]
     assert "keepdim: Tr..." in box
 
@@ -232,8 +234,8 @@ def test_chains_of_elementwise_functions_fold_into_one_box() -> None:
     assert boxes(make_dot(out, {"w": w}, fold=True)) == [
         "w\n(3,)",
         "Exp x2\nSin\nMul",
-        "SumBackward0",
-        "SigmoidBackward0",
+        "Sum",
+        "Sigmoid",
         "output\n()",
     ]
 
@@ -327,6 +329,7 @@ def test_resize_graph_scales_with_what_is_there(
         ({"max_attr_chars": "9"}, TypeError, "`max_attr_chars` must be an integer, got str"),
         ({"highlight": "x"}, ValueError, "`highlight`: no tensor of the graph is named 'x'"),
         ({"highlight": "lost"}, ValueError, "`highlight`: 'lost' does not reach the output"),
+        ({"direction": "up"}, ValueError, "`direction` must be 'TB' or 'LR', got 'up'"),
         ({"highlight": 3}, TypeError, "`highlight` must be a tensor or a name, got int"),
     ],
 )
@@ -334,6 +337,49 @@ def test_bad_options(options: dict[str, Any], error: type[Exception], message: s
     w, lost = (torch.ones(1, requires_grad=True) for _ in range(2))
     with pytest.raises(error, match=re.escape(message)):
         make_dot(w.sum(), {"w": w, "lost": lost}, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"fold": True, "group_by": ("step", "module")}, {"highlight": "lr", "show_saved": True}],
+    ids=str,
+)
+def test_a_graph_is_drawn_as_what_it_was_collected_from(options: dict[str, Any]) -> None:
+    out, params, _ = adapted()
+    graph = gradient_graph(out, params)
+    assert make_dot(graph, **options).source == make_dot(out, params, **options).source
+
+
+@pytest.mark.parametrize("given", ["params", "recording"])
+def test_a_graph_comes_without_params_and_recording(given: str) -> None:
+    graph = gradient_graph(torch.ones(1, requires_grad=True).sum())
+    with pytest.raises(ValueError, match=rf"`{given}` was given with a Graph.*gradient_graph"):
+        make_dot(graph, **{given: {}})  # type: ignore[arg-type]
+
+
+def test_a_graph_has_no_tensor_to_highlight() -> None:
+    w = torch.ones(1, requires_grad=True)
+    with pytest.raises(TypeError, match="`highlight` must be a name, with a Graph, got Tensor"):
+        make_dot(gradient_graph(w.sum(), {"w": w}), highlight=w)
+
+
+@pytest.mark.skipif(shutil.which("dot") is None, reason="needs the program dot")
+def test_arrows_may_lead_from_left_to_right() -> None:
+    out, params, _ = adapted()
+    graph = gradient_graph(out, params)
+    sizes = {}
+    for direction in ("TB", "LR"):
+        plain = make_dot(graph, direction=direction).pipe(format="plain").decode()
+        places = {
+            line.split()[1]: tuple(map(float, line.split()[2:4]))
+            for line in plain.splitlines()
+            if line.startswith("node n")
+        }
+        axis = 0 if direction == "LR" else 1
+        ends = [line.split()[1:3] for line in plain.splitlines() if line.startswith("edge")]
+        along = [places[target][axis] - places[source][axis] for source, target in ends]
+        sizes[direction] = all(x > 0 if direction == "LR" else x < 0 for x in along)
+    assert sizes == {"TB": True, "LR": True}
 
 
 def test_a_tensor_that_was_cut_cannot_be_highlighted() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgba
 from torch import nn
 
 import torchopt
@@ -57,7 +58,7 @@ def test_a_line_for_each_task_and_their_mean_with_its_interval(losses: Any) -> N
     np.testing.assert_allclose(low, LOSSES.mean(dim=0) - half, atol=1e-6)
     np.testing.assert_allclose(high, LOSSES.mean(dim=0) + half, atol=1e-6)
     assert ax.get_yscale() == "linear"
-    assert legend(ax) == ["mean"]
+    assert legend(ax) == ["mean, 95 % interval", "mean"]
 
 
 def test_tasks_may_differ_in_length() -> None:
@@ -77,7 +78,9 @@ def test_two_learners_compared_on_a_logarithmic_axis() -> None:
     ax = plot_inner_losses(LOSSES, label="before", log=True)
     assert plot_inner_losses(LOSSES / 2, label="after", color="C1", log=True, ax=ax) is ax
     assert ax.get_yscale() == "log"
-    assert legend(ax) == ["before", "after"]
+    assert sorted(legend(ax)) == sorted(
+        f"{name}{band}" for name in ("before", "after") for band in ("", ", 95 % interval")
+    )
     assert band(ax)[0].min() >= LOSSES.min()  # an interval may reach below zero, the axis can't
     ax.figure.canvas.draw()
 
@@ -93,7 +96,7 @@ def test_losses_that_are_not_finite_are_shown_and_reported(bad: float) -> None:
     np.testing.assert_array_equal(cross.get_xydata(), [[0.0, 3.0]])
     np.testing.assert_array_equal(ax.lines[2].get_ydata(), [3.0, np.nan, np.nan])
     np.testing.assert_allclose(mean.get_ydata(), [3.0, 1.5, 0.75])
-    assert legend(ax) == ["mean (1 of 3 tasks not finite)"]
+    assert legend(ax) == ["mean, 95 % interval", "mean (1 of 3 tasks not finite)"]
 
 
 def test_one_learning_rate_for_each_layer_is_a_bar() -> None:
@@ -128,6 +131,39 @@ def test_a_learning_rate_for_each_weight_is_a_box_for_each_layer() -> None:
     drawn_values = np.concatenate([line.get_ydata() for line in drawn])
     assert drawn_values.min() == pytest.approx(min(float(x.min()) for x in rates.values()))
     assert drawn_values.max() == pytest.approx(max(float(x.max()) for x in rates.values()))
+
+
+def test_each_learner_has_a_colour_of_its_own() -> None:
+    ax = plot_inner_losses(LOSSES, label="MAML")
+    plot_inner_losses(LOSSES / 2, label="Reptile", ax=ax)
+    *first, one = ax.lines[:4]
+    *second, other = ax.lines[4:]
+    assert {line.get_color() for line in first} == {one.get_color()}
+    assert {line.get_color() for line in second} == {other.get_color()}
+    assert one.get_color() != other.get_color()
+    bands = [to_rgba(band.get_facecolor()[0])[:3] for band in ax.collections]
+    assert bands == [to_rgba(line.get_color())[:3] for line in (one, other)]
+
+
+def test_a_single_task_has_no_interval() -> None:
+    assert legend(plot_inner_losses([[3.0, 2.0, 1.0]])) == ["mean"]
+
+
+def test_many_layers_have_a_colour_each_and_a_legend_beside_the_lines() -> None:
+    history = [{f"layer{i}": 0.1 + 0.01 * i * k for i in range(18)} for k in range(4)]
+    ax = plot_learning_rates(history)
+    colors = [to_rgba(line.get_color()) for line in ax.lines]
+    apart = min(
+        sum(abs(a - b) for a, b in zip(x, y, strict=True))
+        for i, x in enumerate(colors)
+        for y in colors[:i]
+    )
+    assert apart > 0.1
+    ax.figure.draw_without_rendering()
+    legend_box = ax.get_legend().get_window_extent()
+    assert legend_box.x0 > ax.get_window_extent().x1
+    assert legend_box.x1 < ax.figure.bbox.x1
+    assert legend_box.y0 > ax.figure.bbox.y0
 
 
 def test_learning_rates_over_meta_iterations_are_lines() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import struct
@@ -60,7 +61,7 @@ class Elements(HTMLParser):
 
 @pytest.mark.parametrize("graph", [unrolled(3), marked(), flat(2500)], ids=len)
 def test_file_holds_the_whole_graph(tmp_path: Path, graph: Graph) -> None:
-    page = decode(save_html(graph, tmp_path / "graph.html").read_text(encoding="utf-8"))
+    page = decode(save_html(graph, path=tmp_path / "graph.html").read_text(encoding="utf-8"))
     strings = page["strings"]
     for column in ("kind", "label", "name", "dtype", "where", "cause"):
         found = [strings[i] or None for i in page[column]]
@@ -80,13 +81,15 @@ def test_file_holds_numbers_of_any_size_and_edges_in_any_direction(tmp_path: Pat
     first = build.node("function", "A", saved=(2**40 + 7, 0, 255, 256))
     second = build.node("function", "B", first)
     build.edges.append((second, first))
-    page = decode(save_html(build.graph(), tmp_path / "graph.html").read_text(encoding="utf-8"))
+    page = decode(
+        save_html(build.graph(), path=tmp_path / "graph.html").read_text(encoding="utf-8")
+    )
     assert page["savedBytes"] == [2**40 + 7, 0, 255, 256]
     assert page["edges"] == [(1, 0), (0, 1)]
 
 
 def test_file_refers_to_nothing_outside(tmp_path: Path) -> None:
-    text = save_html(marked(), tmp_path / "graph.html").read_text(encoding="utf-8")
+    text = save_html(marked(), path=tmp_path / "graph.html").read_text(encoding="utf-8")
     elements = Elements()
     elements.feed(text)
     assert elements.references == []
@@ -102,23 +105,25 @@ def test_file_refers_to_nothing_outside(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("title", ["plain", UNFRIENDLY, "<!--{data}-->", r"\1 \g<0>"])
 def test_title_is_shown_as_text(tmp_path: Path, title: str) -> None:
-    text = save_html(marked(), tmp_path / "graph.html", title=title).read_text(encoding="utf-8")
+    text = save_html(marked(), path=tmp_path / "graph.html", title=title).read_text(
+        encoding="utf-8"
+    )
     elements = Elements()
     elements.feed(text)
     plain = Elements()
-    plain.feed(save_html(marked(), tmp_path / "plain.html").read_text(encoding="utf-8"))
+    plain.feed(save_html(marked(), path=tmp_path / "plain.html").read_text(encoding="utf-8"))
     assert elements.tags == plain.tags
 
 
 def test_file_of_100_000_nodes_has_few_megabytes(tmp_path: Path) -> None:
     graph = unrolled(64, layers=12, depth=60)
     assert 98_000 < len(graph.nodes) < 102_000
-    file = save_html(graph, tmp_path / "graph.html")
+    file = save_html(graph, path=tmp_path / "graph.html")
     assert file.stat().st_size < 2 * 2**20
 
 
 def test_returns_the_path_of_the_file(tmp_path: Path) -> None:
-    assert save_html(marked(), str(tmp_path / "graph.html")) == tmp_path / "graph.html"
+    assert save_html(marked(), path=str(tmp_path / "graph.html")) == tmp_path / "graph.html"
 
 
 def test_takes_what_make_dot_takes(tmp_path: Path) -> None:
@@ -128,9 +133,9 @@ def test_takes_what_make_dot_takes(tmp_path: Path) -> None:
         hidden = net(torch.ones(4, 2))
         loss = hidden.mean() + hidden.detach().sum()
     graph = gradient_graph(loss, names, recording=recording)
-    page = decode(save_html(graph, tmp_path / "graph.html").read_text(encoding="utf-8"))
+    page = decode(save_html(graph, path=tmp_path / "graph.html").read_text(encoding="utf-8"))
     assert page == decode(
-        save_html(loss, tmp_path / "loss.html", names, recording=recording).read_text("utf-8")
+        save_html(loss, names, path=tmp_path / "loss.html", recording=recording).read_text("utf-8")
     )
     assert {"0.weight", "0 (Linear)", "cut", "detached"} <= {
         *page["strings"],
@@ -140,20 +145,30 @@ def test_takes_what_make_dot_takes(tmp_path: Path) -> None:
 
 def test_tensor_without_a_graph_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no graph"):
-        save_html(torch.ones(2), tmp_path / "graph.html")
+        save_html(torch.ones(2), path=tmp_path / "graph.html")
     assert not (tmp_path / "graph.html").exists()
 
 
 @pytest.mark.parametrize("given", ["params", "recording"])
 def test_graph_takes_no_params_or_recording(tmp_path: Path, given: str) -> None:
     with pytest.raises(ValueError, match=rf"`{given}` was given with a Graph.*gradient_graph"):
-        save_html(marked(), tmp_path / "graph.html", **{given: {}})
+        save_html(marked(), path=tmp_path / "graph.html", **{given: {}})
     assert not (tmp_path / "graph.html").exists()
+
+
+def test_notebooks_show_the_page() -> None:
+    shown = marked()._repr_html_()
+    frame = Elements()
+    frame.feed(shown)
+    assert frame.tags == ["iframe"]
+    (source,) = re.findall(r'srcdoc="([^"]*)"', shown)
+    assert decode(html.unescape(source))["unreached"] == ["head.bias", f"{UNFRIENDLY}2"]
+    assert "allow-same-origin" not in shown
 
 
 def test_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="missing"):
-        save_html(marked(), tmp_path / "missing" / "graph.html")
+        save_html(marked(), path=tmp_path / "missing" / "graph.html")
 
 
 def test_scripts_of_the_page_are_packaged() -> None:

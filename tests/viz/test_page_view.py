@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ._browser import Show, browser, times
-from ._page_graphs import UNFRIENDLY, beside, flat, marked, there_and_back, unrolled
+from ._page_graphs import UNFRIENDLY, Builder, beside, flat, marked, there_and_back, unrolled
 
 
 @pytest.fixture(scope="module")
@@ -298,6 +298,22 @@ def test_many_parameters_are_one_box(show: Show) -> None:
     assert "layers.3.bias" in page.boxes
     links = {(link["from"], link["to"]) for link in page.get("links")}
     assert ("layers.3.bias", "inner step 0") in links
+
+
+def test_many_learning_rates_are_not_among_the_parameters(show: Show) -> None:
+    build = Builder()
+    out = []
+    for i in range(14):
+        weight = build.node("parameter", "Parameter", name=f"layers.{i}.weight")
+        rate = build.node("parameter", "Tensor", name=f"lr.{i}")
+        used = build.node("function", "AddmmBackward0", weight)
+        out.append(build.node("function", "MulBackward0", rate, used))
+    build.node("output", "Tensor", build.node("function", "StackBackward0", *out), name="y")
+    page = show(build.graph())
+    assert {"parameters", "parameters: tensors into Mul"} <= set(page.boxes)
+    page.click("parameters")
+    assert "layers.3.weight" in page.boxes
+    assert "lr.3" not in page.boxes
 
 
 def test_page_of_100_000_nodes_opens(show: Show) -> None:

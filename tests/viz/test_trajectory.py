@@ -222,7 +222,7 @@ def test_start_and_label_can_be_chosen() -> None:
     [
         (torchopt.AdamW, {"lr": 0.1}, "AdamW(lr=0.1)"),
         (torchopt.adam, {}, "adam"),
-        (torchopt.adam(0.1), {}, "transformation"),
+        (torchopt.adam(0.1), {}, "adam(lr=0.1)"),
         (
             functools.partial(torch.optim.SGD, lr=1e-5),
             {"momentum": 0.9},

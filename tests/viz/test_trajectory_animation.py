@@ -19,9 +19,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 import torchopt
-from torchopt_viz import plot_trajectory
+from torchopt_viz import TrajectoryStyle, plot_trajectory
 
 STEPS = 6
+COARSE = TrajectoryStyle(resolution=20, contours=0)
 
 
 @pytest.fixture(autouse=True)
@@ -33,16 +34,15 @@ def figures() -> Iterator[None]:
 
 def animate(path: Path, **options: Any) -> Any:
     optimizers = [torchopt.adam(0.3), torchopt.sgd(0.1)]
-    return plot_trajectory(
-        optimizers, "sphere", STEPS, resolution=20, contours=0, animate=path, **options
-    )
+    plot = plot_trajectory(optimizers, "sphere", STEPS, style=COARSE)
+    assert plot.animate(path, **options) == Path(path)
+    return plot
 
 
 def test_a_gif_has_a_frame_for_the_start_and_each_step(tmp_path: Path) -> None:
     path = tmp_path / "walk.gif"
     seen: list[tuple[int, int]] = []
-    plot = animate(path, fps=5, progress=lambda frame, frames: seen.append((frame, frames)))
-    assert plot.animation == path
+    animate(path, fps=5, progress=lambda frame, frames: seen.append((frame, frames)))
     assert seen == [(k, STEPS + 1) for k in range(STEPS + 1)]
     with Image.open(path) as film:
         assert film.n_frames == STEPS + 1
@@ -53,13 +53,17 @@ def test_a_gif_has_a_frame_for_the_start_and_each_step(tmp_path: Path) -> None:
             frames.append(np.asarray(film.convert("RGB"), dtype=float))
     for before, after in itertools.pairwise(frames):
         assert np.abs(before - after).max() > 50
+    still = np.asarray(frames[0]).shape[0] // 2  # below the titles: only the paths change
+    backdrop = [np.unique(frame[still:].reshape(-1, 3), axis=0) for frame in frames]
+    common = {tuple(color) for color in backdrop[-1]}
+    assert {tuple(color) for color in backdrop[0]} <= common
     red = [(np.abs(frame - (255, 59, 48)).max(axis=-1) < 30).sum() for frame in frames]
     assert red[-1] > red[0]  # the path grows
 
 
 def test_a_walk_that_stands_still_has_all_its_frames(tmp_path: Path) -> None:
     path = tmp_path / "walk.gif"
-    plot_trajectory(torchopt.sgd(0.0), "sphere", STEPS, resolution=20, animate=path)
+    plot_trajectory(torchopt.sgd(0.0), "sphere", STEPS, style=COARSE).animate(path)
     with Image.open(path) as film:
         assert film.n_frames == STEPS + 1
 
@@ -92,7 +96,7 @@ def test_without_ffmpeg_the_error_names_the_extra(
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(ImportError, match=r'pip install "torchopt-viz\[video\]"'):
         animate(tmp_path / "walk.mp4")
-    assert not plt.get_fignums()
+    assert not (tmp_path / "walk.mp4").exists()
     animate(tmp_path / "walk.gif")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import torchopt
 from torchopt_viz import (
     NonFiniteStepWarning,
     TrajectoryPlot,
+    TrajectoryStyle,
     plot_trajectory,
     run_trajectory,
     test_functions,
@@ -67,10 +69,9 @@ def test_start_path_end_and_minima_lie_over_filled_contours() -> None:
     x, y = expected.points[-1].tolist()
     value = float(expected.values[-1])
     assert texts(plot) == [
-        "Adam(lr=0.3) on himmelblau",
+        "Adam(lr=0.3) on Himmelblau",
         f"step 60 of 60: f({x:.3g}, {y:.3g}) = {value:.4g}",
     ]
-    assert plot.animation is None
 
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_the_positional_order_follows_the_tool_of_r() -> None:
     plot = test_optim(torchopt.Adam, "booth", 5, {"lr": 0.5})
     assert plot.trajectories[0].label == "Adam(lr=0.5)"
     assert len(test_optim(torchopt.Adam).trajectories[0].points) == 201
-    assert "on beale" in texts(test_optim(torchopt.Adam))[0]
+    assert "on Beale" in texts(test_optim(torchopt.Adam))[0]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,9 @@ def test_the_positional_order_follows_the_tool_of_r() -> None:
     ],
 )
 def test_line_and_point_styles(option: str, value: Any, artist: int, getter: str) -> None:
-    plot = plot_trajectory(torchopt.Adam, steps=3, resolution=20, **{option: value})
+    plot = plot_trajectory(
+        torchopt.Adam, steps=3, style=TrajectoryStyle(resolution=20, **{option: value})
+    )
     assert getattr(lines(plot)[artist], getter)() == value
 
 
@@ -114,11 +117,13 @@ def test_palette_levels_and_contour_lines() -> None:
         torchopt.Adam,
         "sphere",
         3,
-        cmap="magma",
-        levels=[0, 1, 2, 4, 8],
-        contours=3,
-        contour_color="red",
-        contour_labels=True,
+        style=TrajectoryStyle(
+            cmap="magma",
+            levels=[0, 1, 2, 4, 8],
+            contours=3,
+            contour_color="red",
+            contour_labels=True,
+        ),
     )
     filled, contours = plot.axes[0].collections
     assert filled.get_cmap().name == "magma"
@@ -127,7 +132,9 @@ def test_palette_levels_and_contour_lines() -> None:
     np.testing.assert_array_equal(contours.get_edgecolor(), [to_rgba("red")] * 3)
     assert {text.get_text() for text in contours.labelTexts} <= {"1", "2", "4"}
     assert contours.labelTexts
-    bare = plot_trajectory(torchopt.Adam, "sphere", 3, contours=0, show_minima=False)
+    bare = plot_trajectory(
+        torchopt.Adam, "sphere", 3, style=TrajectoryStyle(contours=0, show_minima=False)
+    )
     assert len(bare.axes[0].collections) == 1
     assert len(lines(bare)) == 4
 
@@ -141,6 +148,103 @@ def test_domain_start_and_title_can_be_chosen() -> None:
     assert plot.trajectories[0].points[0].tolist() == [1, 1]
 
 
+def test_it_takes_an_axes_and_a_few_options() -> None:
+    parameters = inspect.signature(plot_trajectory).parameters
+    assert list(parameters) == [
+        *("optimizer", "function", "steps", "hyperparameters", "ax", "domain", "start", "layout"),
+        *("follow", "title", "style"),
+    ]
+    with pytest.raises(TypeError, match="`style` must be a TrajectoryStyle, got dict"):
+        plot_trajectory(torchopt.Adam, style={"cmap": "magma"})  # type: ignore[arg-type]
+
+
+def test_a_walk_that_was_run_before_is_drawn_as_it_is() -> None:
+    walks = [
+        run_trajectory(torch.optim.Muon, "booth", 5, {"lr": 0.1}, parameter_shape=(1, 2)),
+        run_trajectory(torchopt.Adam, "booth", 5, dtype=torch.float32, label="single"),
+    ]
+    assert plot_trajectory(walks[0], "booth").trajectories == (walks[0],)
+    plot = plot_trajectory({"a": walks[0], "b": torchopt.SGD}, "booth", 5, {"b": {"lr": 0.1}})
+    assert [walk.label for walk in plot.trajectories] == ["a", "b"]
+    assert [w.label for w in plot_trajectory(walks, "booth").trajectories][1] == "single"
+    with pytest.raises(ValueError, match=r"all trajectories must have as many steps, got \[5, 7\]"):
+        plot_trajectory([walks[0], torchopt.SGD], "booth", 7)
+    with pytest.raises(ValueError, match="`hyperparameters` must be empty for a Trajectory"):
+        plot_trajectory(walks[0], "booth", 5, {"lr": 0.1})
+
+
+def test_functional_optimizers_are_called_by_their_names() -> None:
+    clipped = torchopt.chain(torchopt.clip_grad_norm(1.0), torchopt.sgd(0.1, 0.9))
+    own = torchopt.GradientTransformation(lambda p: (), lambda u, s, **k: (u, s))  # type: ignore[arg-type]
+    made = [torchopt.adam(0.1), torchopt.sgd(0.1), clipped, torchopt.adamw(cosine), own]
+    plot = plot_trajectory(made, "sphere", 2)
+    assert [trajectory.label for trajectory in plot.trajectories] == [
+        *("adam(lr=0.1)", "sgd(lr=0.1)", "ClipNorm(max_norm=1.0), sgd(lr=0.1, momentum=0.9)"),
+        *("adamw(lr=cosine)", "transformation"),
+    ]
+
+
+def cosine(count: Any) -> float:
+    return 0.1
+
+
+def test_a_bar_tells_the_values_of_the_colours() -> None:
+    plot = plot_trajectory(torchopt.Adam, "sphere", 2)
+    (bar,) = (axes for axes in plot.figure.axes if axes not in plot.axes)
+    ticks = [float(text.get_text()) for text in bar.get_yticklabels()]
+    assert 5 <= len(ticks) <= 10
+    assert ticks == sorted(ticks)
+    shared = plot_trajectory([torchopt.Adam] * 3, "sphere", 2)
+    assert len(shared.figure.axes) == 4
+    bare = plot_trajectory(torchopt.Adam, "sphere", 2, style=TrajectoryStyle(colorbar=False))
+    assert bare.figure.axes == list(bare.axes)
+
+
+def test_titles_are_names_for_people() -> None:
+    shown = {name: plot_trajectory(torchopt.SGD, name, 1, {"lr": 0.0}) for name in TITLED}
+    assert {name: texts(plot)[0] for name, plot in shown.items()} == {
+        name: f"SGD(lr=0) on {title}" for name, title in TITLED.items()
+    }
+
+
+TITLED = {
+    "goldstein_price": "Goldstein\N{EN DASH}Price",
+    "levi_n13": "L\N{LATIN SMALL LETTER E WITH ACUTE}vi N. 13",
+    "bukin_n6": "Bukin N. 6",
+    "flower": "Flower",
+}
+
+
+def test_a_star_is_seen_beneath_a_path_that_ends_at_it() -> None:
+    plot = plot_trajectory(torchopt.SGD, "sphere", 100, {"lr": 0.4})
+    stars, _, _, end, _ = lines(plot)
+    assert plot.trajectories[0].points[-1].abs().max() < 1e-6
+    assert stars.get_markersize() >= 2 * end.get_markersize()
+
+
+@pytest.mark.parametrize(("count", "last"), [(5, 2), (4, 2), (7, 1), (6, 3)])
+def test_panels_leave_no_hole(count: int, last: int) -> None:
+    plot = plot_trajectory([torchopt.SGD] * count, "sphere", 1, {"lr": 0.1})
+    plot.figure.draw_without_rendering()
+    spots = [axes.get_position() for axes in plot.axes]
+    bottom = [spot for spot in spots if spot.y0 == pytest.approx(min(s.y0 for s in spots))]
+    assert len(bottom) == last
+    middle = (min(s.x0 for s in spots) + max(s.x1 for s in spots)) / 2
+    assert (bottom[0].x0 + bottom[-1].x1) / 2 == pytest.approx(middle, abs=0.01)
+
+
+def test_no_path_is_out_of_sight() -> None:
+    rates = [{"lr": rate} for rate in (0.5, 1e-3, 1e-4, 1e-5, 0.0)]
+    plot = plot_trajectory(
+        [torchopt.SGD] * 5, "sphere", 10, rates, start=(20, -9), layout="overlay"
+    )
+    (axes,) = plot.axes
+    (xmin, xmax), (ymin, ymax) = axes.get_xlim(), axes.get_ylim()
+    for trajectory in plot.trajectories:
+        x, y = trajectory.points.T
+        assert bool(((xmin < x) & (x < xmax) & (ymin < y) & (y < ymax)).all())
+
+
 RATES = [{"lr": 0.01}, {"lr": 0.1}, {"lr": 0.7}]
 
 
@@ -149,7 +253,7 @@ def test_several_optimizers_side_by_side() -> None:
     labels = [f"AdamW(lr={rate['lr']})" for rate in RATES]
     assert [trajectory.label for trajectory in plot.trajectories] == labels
     assert [texts(plot, panel)[0] for panel in range(3)] == labels
-    assert plot.figure.get_suptitle() == "flower"
+    assert plot.figure.get_suptitle() == "Flower"
     for panel, trajectory in enumerate(plot.trajectories):
         np.testing.assert_array_equal(lines(plot, panel)[1].get_xydata(), trajectory.points)
 
@@ -166,13 +270,17 @@ def test_several_optimizers_over_one_another() -> None:
     assert [text.get_text() for text in axes.get_legend().get_texts()] == list(optimizers)
     assert len({path.get_color() for path in paths}) == 3
     assert [end.get_color() for end in drawn[2::4]] == [path.get_color() for path in paths]
-    assert texts(plot)[:2] == ["sphere", "step 20 of 20"]
+    assert texts(plot)[:2] == ["Sphere", "step 20 of 20"]
     torch.testing.assert_close(
         plot.trajectories[2].points,
         run_trajectory(torchopt.SGD, "sphere", 20, options["SGD"]).points,
     )
     colored = plot_trajectory(
-        optimizers, "sphere", 2, layout="overlay", line_color=["red", "blue", "black"]
+        optimizers,
+        "sphere",
+        2,
+        layout="overlay",
+        style=TrajectoryStyle(line_color=["red", "blue", "black"]),
     )
     assert [line.get_color() for line in lines(colored)[1::4]] == ["red", "blue", "black"]
 
@@ -266,7 +374,14 @@ def branching(x: Tensor, y: Tensor) -> Tensor:
     "function", [normalized, branching, test_functions["flower"].function], ids=lambda f: f.__name__
 )
 def test_contours_are_evaluated_point_by_point(function: Any) -> None:
-    plot_trajectory(torchopt.SGD, function, 1, domain=(-1, 2, 1, 4), start=(0.5, 1), resolution=5)
+    plot_trajectory(
+        torchopt.SGD,
+        function,
+        1,
+        domain=(-1, 2, 1, 4),
+        start=(0.5, 1),
+        style=TrajectoryStyle(resolution=5),
+    )
     problem = test_functions["sphere"].__class__("f", function, (-1, 2, 1, 4), (0, 0))
     x, y, z = evaluate_grid(problem, problem.domain, 6)
     assert z.shape == (6, 6)
@@ -292,7 +407,7 @@ def test_it_works_headless_and_importing_it_loads_no_matplotlib() -> None:
     program = (
         "import sys, torchopt, torchopt.visual as visual\n"
         "assert 'matplotlib' not in sys.modules\n"
-        "visual.plot_trajectory(torchopt.Adam, steps=2, resolution=5).figure.canvas.draw()\n"
+        "visual.plot_trajectory(torchopt.Adam, steps=2).figure.canvas.draw()\n"
     )
     hidden = ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")
     environment = {key: value for key, value in os.environ.items() if key not in hidden}
@@ -358,7 +473,7 @@ PAIR = [torchopt.Adam, torchopt.SGD]
             "`ax` must hold 2 axes, one for each panel, got 1",
         ),
         (
-            lambda: plot_trajectory(PAIR, line_color=["red"]),
+            lambda: plot_trajectory(PAIR, style=TrajectoryStyle(line_color=["red"])),
             ValueError,
             "`line_color` must have an entry for each of 2 optimizers, got 1",
         ),
@@ -368,32 +483,32 @@ PAIR = [torchopt.Adam, torchopt.SGD]
             "`layout` must be 'side' or 'overlay', got 'stack'",
         ),
         (
-            lambda: plot_trajectory(torchopt.Adam, cmap="virdis"),
+            lambda: plot_trajectory(torchopt.Adam, style=TrajectoryStyle(cmap="virdis")),
             ValueError,
             "`cmap` must be the name of a matplotlib colormap, .* got 'virdis'",
         ),
         (
-            lambda: plot_trajectory(torchopt.Adam, scale="sqrt"),  # type: ignore[arg-type]
+            lambda: plot_trajectory(torchopt.Adam, style=TrajectoryStyle(scale="sqrt")),  # type: ignore[arg-type]
             ValueError,
             "`scale` must be 'auto', 'linear' or 'log', got 'sqrt'",
         ),
         (
-            lambda: plot_trajectory(torchopt.Adam, levels=0),
+            lambda: plot_trajectory(torchopt.Adam, style=TrajectoryStyle(levels=0)),
             ValueError,
             "`levels` must be positive, got 0",
         ),
         (
-            lambda: plot_trajectory(torchopt.Adam, levels=[2, 1]),
+            lambda: plot_trajectory(torchopt.Adam, style=TrajectoryStyle(levels=[2, 1])),
             ValueError,
             r"`levels` must be a number, or two or more increasing values, got \[2, 1\]",
         ),
         (
-            lambda: plot_trajectory(torchopt.Adam, resolution=1),
+            lambda: plot_trajectory(torchopt.Adam, style=TrajectoryStyle(resolution=1)),
             ValueError,
             "`resolution` must be at least 2, got 1",
         ),
         (
-            lambda: plot_trajectory(torchopt.Adam, contours=-1),
+            lambda: plot_trajectory(torchopt.Adam, style=TrajectoryStyle(contours=-1)),
             ValueError,
             "`contours` must be non-negative, got -1",
         ),

@@ -141,7 +141,7 @@ def estimators() -> list[Any]:
 def pictures(loss: Tensor) -> None:
     visual.make_dot(loss, params=dict(NET.named_parameters()))
     graph = torchopt.visual.gradient_graph(loss)
-    torchopt.visual.save_html(graph, "graph.html")
+    torchopt.visual.save_html(graph, path="graph.html")
 
 
 @todist.rank_zero_only

@@ -17,6 +17,7 @@ from torchopt_viz._page import save_html
 from torchopt_viz._plot_trajectory import TrajectoryPlot, plot_trajectory, test_optim
 from torchopt_viz._record import record
 from torchopt_viz._recording import Cut, Recording
+from torchopt_viz._style import TrajectoryStyle
 from torchopt_viz._trajectory import NonFiniteStepWarning, Trajectory, run_trajectory
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "TestFunction",
     "Trajectory",
     "TrajectoryPlot",
+    "TrajectoryStyle",
     "gradient_graph",
     "make_dot",
     "plot_inner_losses",

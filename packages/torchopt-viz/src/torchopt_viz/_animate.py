@@ -6,6 +6,7 @@ import importlib
 import os
 import shutil
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,18 +62,20 @@ def save_animation(
 ) -> None:
     """Save what ``show(0)``, ``show(1)``, ... draw in a figure."""
     import matplotlib as mpl
-    from matplotlib.animation import FFMpegWriter, PillowWriter
+    from matplotlib.animation import FFMpegWriter
 
     gif = path.suffix.lower() == ".gif"
-    writer = PillowWriter(fps=fps) if gif else FFMpegWriter(fps=fps, codec="h264")
     show(frames - 1)
     figure.draw_without_rendering()
     layout = figure.get_layout_engine()
     figure.set_layout_engine("none")  # the axes stay where they are
     try:
         with mpl.rc_context():
-            if not gif:
-                mpl.rcParams["animation.ffmpeg_path"] = find_ffmpeg()
+            if gif:
+                _save_gif(figure, show, frames, path, fps, progress)
+                return
+            mpl.rcParams["animation.ffmpeg_path"] = find_ffmpeg()
+            writer = FFMpegWriter(fps=fps, codec="h264")
             with writer.saving(figure, path, dpi=100):
                 for frame in range(frames):
                     show(frame)
@@ -81,3 +84,32 @@ def save_animation(
                         progress(frame, frames)
     finally:
         figure.set_layout_engine(layout)
+
+
+def _save_gif(
+    figure: Figure,
+    show: Callable[[int], object],
+    frames: int,
+    path: Path,
+    fps: int,
+    progress: Progress | None,
+) -> None:
+    """Save a GIF whose frames all have one palette: that of the last frame, the fullest."""
+    from PIL import Image
+
+    def drawn(frame: int) -> Image.Image:
+        show(frame)
+        buffer = BytesIO()
+        figure.savefig(buffer, format="rgba", dpi=100)
+        width, height = (int(x) for x in figure.get_size_inches() * 100)
+        return Image.frombytes("RGBA", (width, height), buffer.getvalue()).convert("RGB")
+
+    palette = drawn(frames - 1).quantize(256)
+    film = []
+    for frame in range(frames):
+        film.append(drawn(frame).quantize(palette=palette, dither=Image.Dither.NONE))
+        if progress is not None:
+            progress(frame, frames)
+    film[0].save(
+        path, save_all=True, append_images=film[1:], duration=int(1000 / fps), loop=0, disposal=1
+    )

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import optree
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 
 from torchopt.typing import TensorTree
 from torchopt_viz._cause import TO_PYTHON
@@ -16,10 +15,23 @@ from torchopt_viz._graph import Cause, Graph, Node, NodeKind, Saved
 from torchopt_viz._groups import Grouping, find_repeats
 from torchopt_viz._memory import Kept, Storages, is_opaque, read_kept, sizes
 from torchopt_viz._names import Names, Params, read_names
+from torchopt_viz._private import levels
 from torchopt_viz._recording import Recording
-from torchopt_viz._walk import Function, Slot, after, before, in_order, is_leaf, slot_of
+from torchopt_viz._walk import (
+    Function,
+    Slot,
+    after,
+    before,
+    edge_of,
+    in_order,
+    is_leaf,
+    is_step,
+    name_of,
+    number_of,
+    slot_of,
+)
 
-__all__ = ["collect", "gradient_graph"]
+__all__ = ["as_graph", "collect", "gradient_graph"]
 
 
 def gradient_graph(
@@ -64,6 +76,23 @@ def gradient_graph(
     return collect(var, read_names(params), recording)
 
 
+def as_graph(var: TensorTree | Graph, params: Params, recording: Recording | None) -> Graph:
+    """Return the graph that a picture is asked of: as it is, or collected.
+
+    Raises:
+        ValueError: If `params` or `recording` come with a :class:`Graph`, which has them already.
+    """
+    if not isinstance(var, Graph):
+        return gradient_graph(var, params, recording=recording)
+    if params is None and recording is None:
+        return var
+    given = "params" if params is not None else "recording"
+    raise ValueError(
+        f"`{given}` was given with a Graph, which is complete already; "
+        f"pass it to gradient_graph(..., {given}=...)"
+    )
+
+
 def collect(var: TensorTree, names: Names, recording: Recording | None) -> Graph:
     """Return the graph, as :func:`gradient_graph` does, with names that have been read."""
     if recording is not None and not isinstance(recording, Recording):
@@ -83,17 +112,22 @@ def _outputs(var: TensorTree) -> dict[str, Tensor]:
         shown = name.replace("output", "var", 1)
         if not isinstance(leaf, Tensor):
             raise TypeError(f"`{shown}` must be a tensor, got {type(leaf).__name__}")
-        if not leaf.requires_grad:
+        found[name] = next((x for x in levels(leaf) if x.requires_grad), leaf)
+        if not found[name].requires_grad:
             raise ValueError(
                 f"`{shown}`, a tensor of shape {tuple(leaf.shape)} and {leaf.dtype}, has no graph: "
                 "it does not require grad. Compute it with floating-point numbers from tensors "
                 "that require grad (`requires_grad_()`), outside of `torch.no_grad()`, without "
                 "`detach()`, and with `inplace=False` where an optimizer's update is part of it"
             )
-        found[name] = leaf
     if not found:
         raise TypeError("`var` must be a tensor or a tree of tensors, got a tree without any")
     return found
+
+
+def _slots(tensor: Tensor) -> list[Slot]:
+    """Return where a tensor is in graphs: of each transform that computes with it, or nowhere."""
+    return [slot_of(edge_of(x)) for x in levels(tensor) if x.requires_grad]
 
 
 class _Stop(NamedTuple):
@@ -104,14 +138,9 @@ class _Stop(NamedTuple):
     where: str | None
 
 
-def _is_step(function: Function) -> bool:
-    forward = getattr(function, "_forward_cls", None)
-    return forward is not None and forward.__module__.startswith("torchopt_accel.")
-
-
 def _label(function: Function) -> str:
-    if not _is_step(function):
-        return str(function.name())
+    if not is_step(function):
+        return name_of(function)
     is_backward = hasattr(function, "call")
     step = function.call.step if is_backward else function.step
     return f"{step.kernel.name} step" + (" backward" if is_backward else "")
@@ -125,10 +154,8 @@ class _Collector:
     ) -> None:
         self.names = names
         self.recording = recording
-        self.outputs = {name: slot_of(get_gradient_edge(x)) for name, x in outputs.items()}
-        self.tensors: dict[Slot, Tensor] = {
-            slot_of(get_gradient_edge(x)): x for x in names.of if x.requires_grad
-        }
+        self.outputs = {name: slot_of(edge_of(x)) for name, x in outputs.items()}
+        self.tensors: dict[Slot, Tensor] = {slot: x for x in names.of for slot in _slots(x)}
         roots = [function for function, _ in self.outputs.values()]
         self.alive = before(roots)
         self.used: set[Slot] = {slot for slots in self.alive.values() for slot in slots}
@@ -199,7 +226,7 @@ class _Collector:
         kind: NodeKind,
         label: str,
         inputs: Sequence[int] = (),
-        name: str | None = None,
+        names: tuple[str, ...] = (),
         shape: Sequence[int] | None = None,
         dtype: torch.dtype | None = None,
         saved: tuple[Saved, ...] = (),
@@ -212,7 +239,7 @@ class _Collector:
         size = None if shape is None else sizes(shape)
         kept = None if dtype is None else str(dtype).removeprefix("torch.")
         self.nodes.append(
-            Node(key, kind, label, name, size, kept, saved, group, where, attrs, cause)
+            Node(key, kind, label, names, size, kept, saved, group, where, attrs, cause)
         )
         self.edges += [(source, key) for source in inputs]
         return key
@@ -222,15 +249,15 @@ class _Collector:
             kind,
             type(tensor).__name__,
             inputs,
-            name=self.names.of.get(tensor),
+            names=self.names.of.get(tensor, ()),
             shape=tensor.shape,
             dtype=tensor.dtype,
             group=group,
         )
 
     def _add_leaf(self, slot: Slot) -> None:
-        tensor = slot[0].variable
-        kind: NodeKind = "parameter" if tensor in self.names.of else "leaf"
+        tensor = self.tensors.get(slot, slot[0].variable)
+        kind: NodeKind = "parameter" if slot in self.tensors else "leaf"
         # the group is settled when the users are known
         self.key_of[slot] = self._add_tensor(kind, tensor, (), -1)
         self._add_stops(slot, -1)
@@ -238,7 +265,10 @@ class _Collector:
     def _add_function(self, function: Function, inputs: Sequence[Slot], grouping: Grouping) -> None:
         where = None
         if self.recording is not None:
-            where = self.recording.where(function._sequence_nr())
+            number = number_of(function)
+            where = self.recording.where(number)
+            if where is None and is_step(function):
+                where = self.recording.taken.line(number)
         group = grouping.of(function)
         metadata = next(iter(function._input_metadata), None)
         saved: tuple[Saved, ...] = ()
@@ -246,7 +276,7 @@ class _Collector:
         if function in self.alive:
             saved = tuple(self.storages.count(name, x) for name, x in kept.tensors)
         key = self._add(
-            "step" if _is_step(function) else "function",
+            "step" if is_step(function) else "function",
             _label(function),
             [self.key_of[slot] for slot in inputs],
             shape=None if metadata is None else metadata.shape,
@@ -266,7 +296,7 @@ class _Collector:
 
     def _kept(self, function: Function) -> tuple[Kept, bool]:
         """Return what a function keeps, and whether that may be more."""
-        number = function._sequence_nr()
+        number = number_of(function)
         if self.recording is not None and self.recording.held.knows(number):
             return self.recording.held.of(number), False
         return read_kept(function), is_opaque(function)
@@ -291,15 +321,11 @@ class _Collector:
             "output",
             "Tensor",
             [source.key],
-            name=name,
+            names=(name,),
             shape=source.shape if metadata is None else metadata.shape,
             dtype=None if metadata is None else metadata.dtype,
         )
 
     def _unreached(self) -> tuple[str, ...]:
-        lost = [
-            name
-            for name, x in self.names.wanted
-            if not x.requires_grad or slot_of(get_gradient_edge(x)) not in self.used
-        ]
+        lost = [name for name, x in self.names.wanted if self.used.isdisjoint(_slots(x))]
         return tuple(dict.fromkeys(lost))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,55 +16,12 @@ from torch import Tensor
 
 from torchopt_viz._functions import Domain, TestFunction
 from torchopt_viz._steppers import check_scalar
+from torchopt_viz._style import Scale, TrajectoryStyle
 from torchopt_viz._trajectory import Trajectory
-
-Scale = Literal["auto", "linear", "log"]
 
 # Of a function drawn with `scale="auto"`: if half of the picture would have fewer colours than this
 # share of all, they follow the logarithm.
 _CROWDED = 0.15
-
-
-class Look(NamedTuple):
-    """What can be chosen about a picture; see :func:`~torchopt_viz.plot_trajectory`."""
-
-    line_width: float
-    line_style: str
-    step_marker: str | None
-    start_color: Any
-    start_marker: str
-    end_color: Any
-    end_marker: str
-    marker_size: float
-    cmap: str
-    levels: int | Sequence[float]
-    scale: Scale
-    resolution: int
-    contours: int
-    contour_color: Any
-    contour_labels: bool
-    show_minima: bool
-
-    def check(self) -> None:
-        """Raise if a choice is impossible."""
-        if self.cmap not in colormaps:
-            raise ValueError(
-                f"`cmap` must be the name of a matplotlib colormap, such as 'viridis' or 'magma', "
-                f"got {self.cmap!r}"
-            )
-        if self.scale not in ("auto", "linear", "log"):
-            raise ValueError(f"`scale` must be 'auto', 'linear' or 'log', got {self.scale!r}")
-        if isinstance(self.levels, int):
-            if self.levels < 1:
-                raise ValueError(f"`levels` must be positive, got {self.levels}")
-        elif len(self.levels) < 2 or any(np.diff(self.levels) <= 0):
-            raise ValueError(
-                f"`levels` must be a number, or two or more increasing values, got {self.levels}"
-            )
-        if self.resolution < 2:
-            raise ValueError(f"`resolution` must be at least 2, got {self.resolution}")
-        if self.contours < 0:
-            raise ValueError(f"`contours` must be non-negative, got {self.contours}")
 
 
 def evaluate_grid(problem: TestFunction, view: Domain, resolution: int) -> tuple[Any, Any, Any]:
@@ -106,20 +64,25 @@ def make_levels(z: Any, count: int, scale: Scale) -> Any:
     return low + unit * np.expm1(np.linspace(0, np.log1p(spread / unit), count + 1))
 
 
-def draw_backdrop(axes: Axes, problem: TestFunction, view: Domain, look: Look) -> None:
-    """Draw a function as filled contours with lines, and its known minima."""
+def draw_backdrop(axes: Axes, problem: TestFunction, view: Domain, look: TrajectoryStyle) -> Any:
+    """Draw a function as filled contours with lines, and its known minima.
+
+    Returns:
+        The contours; None if the function has no value in the picture.
+    """
     axes.set(xlim=view[:2], ylim=view[2:], xlabel="x", ylabel="y")
     axes.set_box_aspect(min(max((view[3] - view[2]) / (view[1] - view[0]), 0.5), 2.0))
     axes.set_facecolor("0.85")  # of what is not finite
     axes.spines[:].set_visible(False)
     axes.tick_params(color="0.6", labelcolor="0.3", labelsize="small")
     x, y, z = evaluate_grid(problem, view, look.resolution)
+    filled = None
     if z.count():
         count = look.levels
         levels = make_levels(z, count, look.scale) if isinstance(count, int) else np.array(count)
         cmap = colormaps[look.cmap]
         norm = BoundaryNorm(levels, cmap.N)
-        axes.contourf(x, y, z, levels, cmap=cmap, norm=norm, extend="both")
+        filled = axes.contourf(x, y, z, levels, cmap=cmap, norm=norm, extend="both")
         if look.contours and len(levels) > 2:
             chosen = np.linspace(0, len(levels) - 1, look.contours + 2)[1:-1]
             lines = np.interp(np.unique(chosen), np.arange(len(levels)), levels)
@@ -129,7 +92,21 @@ def draw_backdrop(axes: Axes, problem: TestFunction, view: Domain, look: Look) -
             if look.contour_labels:
                 axes.clabel(drawn, fontsize="x-small", fmt="%.3g")
     if look.show_minima and problem.minima:
-        axes.plot(*zip(*problem.minima, strict=True), **_marker("*", "white", 11), zorder=3)
+        axes.plot(
+            *zip(*problem.minima, strict=True),
+            **_marker("*", "white", 2.4 * look.marker_size),
+            zorder=3,
+        )
+    return filled
+
+
+def draw_colorbar(axes: Sequence[Axes], filled: Any) -> None:
+    """Draw a bar that tells the values of the colours."""
+    levels = filled.levels
+    chosen = levels[:: max(1, math.ceil(len(levels) / 9))]
+    bar = axes[0].figure.colorbar(filled, ax=list(axes), ticks=chosen, format="%.3g", shrink=0.8)
+    bar.ax.tick_params(color="0.6", labelcolor="0.3", labelsize="small")
+    bar.outline.set_visible(False)
 
 
 def _marker(marker: str, color: Any, size: float) -> dict[str, Any]:
@@ -141,7 +118,7 @@ class Track:
     """One trajectory on axes, up to any of its steps."""
 
     def __init__(
-        self, axes: Axes, trajectory: Trajectory, color: Any, end: Any, look: Look
+        self, axes: Axes, trajectory: Trajectory, color: Any, end: Any, look: TrajectoryStyle
     ) -> None:
         """Draw nothing but the start yet."""
         self.trajectory = trajectory
@@ -203,14 +180,15 @@ class Panel:
         view: Domain,
         trajectories: Sequence[Trajectory],
         colors: Sequence[Any],
-        look: Look,
+        look: TrajectoryStyle,
         title: str,
     ) -> None:
         """Draw what does not depend on the step."""
         self.trajectories = trajectories
         self.view = view
         self.last = len(trajectories[0].points) - 1
-        draw_backdrop(axes, problem, view, look)
+        self.axes = axes
+        self.filled = draw_backdrop(axes, problem, view, look)
         alone = len(trajectories) == 1
         self.tracks = [
             Track(axes, trajectory, color, look.end_color if alone else color, look)
@@ -232,7 +210,7 @@ class Panel:
             zorder=8,
         )
         if not alone:
-            axes.legend(loc="upper right", fontsize="small", framealpha=0.8)
+            axes.legend(loc="best", fontsize="small", framealpha=0.8)
 
     def show(self, step: int) -> None:
         """Show the first steps, and say in words what cannot be seen."""

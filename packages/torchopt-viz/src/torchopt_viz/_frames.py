@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import torch
 
 import torchopt
 
-__all__ = ["Caller", "find_caller", "find_line"]
+__all__ = ["Caller", "Place", "find_caller", "find_place"]
 
 Owner = Literal["user", "torch", "torchopt", "entrance"]
 
@@ -26,6 +27,15 @@ class Caller(NamedTuple):
     # whether that was within a function with a derivative of its own: a `torch.autograd.Function`,
     # implicit differentiation or a zero-order estimate
     in_function: bool
+
+
+class Place(NamedTuple):
+    """Where a program is."""
+
+    # the innermost line that is the user's own, like "train.py:31"
+    line: str | None
+    # the call of an optimizer's step that this line makes, if any
+    step: FrameType | None
 
 
 def _folder(file: str | None) -> str:
@@ -50,6 +60,16 @@ _ENTRANCES = tuple(
         "autograd/__init__.py",
     )
 )
+# every way to take a step ends in one of these, whatever name it was called by, and whenever that
+# name was bound
+_STEPS = {
+    inspect.unwrap(step).__code__
+    for step in (
+        torchopt.MetaOptimizer.step,
+        torchopt.FuncOptimizer.step,
+        torchopt.apply_updates,
+    )
+}
 _APPLY = torch.autograd.Function.apply.__code__
 # what they run is not differentiated itself: a solver, a function that is sampled
 _WITH_DERIVATIVE = tuple(
@@ -81,12 +101,16 @@ def _frames() -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def find_line() -> str | None:
-    """Return the line of the user's program that is running, like ``"train.py:31"``."""
+def find_place() -> Place:
+    """Return the line of the user's program that is running, and the step that it takes."""
+    step = None
     for frame in _frames():
-        if _owner(frame.f_code.co_filename) == "user":
-            return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
-    return None
+        if frame.f_code in _STEPS:
+            step = frame
+        elif _owner(frame.f_code.co_filename) == "user":
+            line = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+            return Place(line, step)
+    return Place(None, step)
 
 
 def find_caller() -> Caller:

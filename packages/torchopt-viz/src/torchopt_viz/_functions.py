@@ -15,6 +15,12 @@ Function = Callable[[Tensor, Tensor], Tensor]
 Point = tuple[float, float]
 Domain = tuple[float, float, float, float]
 
+_TITLES = {
+    "bukin_n6": "Bukin N. 6",
+    "goldstein_price": "Goldstein\N{EN DASH}Price",
+    "levi_n13": "L\N{LATIN SMALL LETTER E WITH ACUTE}vi N. 13",
+}
+
 
 @dataclass(frozen=True)
 class TestFunction:
@@ -34,7 +40,7 @@ class TestFunction:
 
     __test__: ClassVar[bool] = False  # the name is not meant for pytest
 
-    # what it is called in `test_functions` and in titles
+    # what it is called in `test_functions`
     name: str
     # takes two tensors of one shape, returns the values in that shape
     function: Function
@@ -48,6 +54,13 @@ class TestFunction:
     minimum: float = math.nan
     # whether `minima` have that value; if not, the function only comes close to it near them
     attained: bool = True
+
+    @property
+    def title(self) -> str:
+        """What it is called in pictures."""
+        if self.name in test_functions:
+            return _TITLES.get(self.name, self.name.capitalize())
+        return self.name
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the values at ``(x, y)``."""

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from html import escape
 from typing import Literal, NamedTuple
 
-__all__ = ["Graph", "Group", "Memory", "Node", "Repeat", "Saved"]
+__all__ = ["Graph", "Group", "Memory", "Node", "Repeat", "Saved", "uncompiled"]
 
 NodeKind = Literal["function", "step", "parameter", "leaf", "tensor", "output", "cut"]
 GroupKind = Literal["graph", "step", "module", "backward"]
@@ -42,8 +43,8 @@ class Node(NamedTuple):
     kind: NodeKind
     # "AddmmBackward0"; the class for tensors; for a cut, what cut it: "detach"
     label: str
-    # the name of the tensor, several are joined by ", "
-    name: str | None
+    # what the tensor is called
+    names: tuple[str, ...]
     shape: tuple[int, ...] | None
     dtype: str | None
     saved: tuple[Saved, ...]
@@ -55,6 +56,11 @@ class Node(NamedTuple):
     attrs: tuple[tuple[str, str], ...]
     # of a cut
     cause: Cause | None
+
+    @property
+    def name(self) -> str | None:
+        """The name of the tensor, several joined by ``", "``."""
+        return ", ".join(self.names) or None
 
 
 class Group(NamedTuple):
@@ -129,6 +135,16 @@ class Graph(NamedTuple):
                 inclusive[group.parent] += inclusive[group.key]
         return Memory(tuple(own), tuple(inclusive), inclusive[0], leaves)
 
+    def _repr_html_(self) -> str:
+        """Return what notebooks show: the page of :func:`save_html`, in a frame of its own."""
+        from torchopt_viz._page import page_of
+
+        return (
+            '<iframe sandbox="allow-scripts allow-downloads" title="Gradient graph" '
+            'style="width: 100%; height: 600px; border: 1px solid #8884; border-radius: 6px" '
+            f'srcdoc="{escape(page_of(self, "Gradient graph"))}"></iframe>'
+        )
+
     def find(self, name: str) -> int:
         """Return the key of the node of a tensor.
 
@@ -138,11 +154,8 @@ class Graph(NamedTuple):
         Raises:
             KeyError: If no node has it, or several have.
         """
-        found = [
-            node.key
-            for node in self.nodes
-            if node.name is not None and name in node.name.split(", ")
-        ]
+        name = uncompiled(name)
+        found = [node.key for node in self.nodes if name in node.names]
         if len(found) == 1:
             return found[0]
         if found:
@@ -150,7 +163,7 @@ class Graph(NamedTuple):
                 f"{name!r} is the name of {len(found)} tensors; give each a name of its own, as "
                 "`visual_prefix` does for the states of a module"
             )
-        known = [node.name for node in self.nodes if node.name is not None]
+        known = [name for node in self.nodes for name in node.names]
         if name in self.unreached:
             raise KeyError(f"{name!r} does not reach the output; in the graph are {known}")
         raise KeyError(f"no tensor of the graph is named {name!r}; there are {known}")
@@ -177,6 +190,17 @@ class Graph(NamedTuple):
             inputs[target].append(source)
         outputs = [node.key for node in self.nodes if node.kind == "output"]
         return tuple(sorted(_reach([key], users) & _reach(outputs, inputs)))
+
+
+def uncompiled(name: str) -> str:
+    """Return a name without what :func:`torch.compile` puts into those of a module.
+
+    Example:
+        >>> from torchopt_viz._graph import uncompiled
+        >>> uncompiled("step0._orig_mod.layers.0.weight")
+        'step0.layers.0.weight'
+    """
+    return ".".join(part for part in name.split(".") if part != "_orig_mod") or name
 
 
 def _reach(starts: Iterable[int], neighbours: list[list[int]]) -> set[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
+from bisect import bisect_left
 from collections.abc import Container, Sequence
 from itertools import accumulate, groupby
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from torchopt_viz._graph import Group, GroupKind, Node, Repeat
 from torchopt_viz._names import Names
 from torchopt_viz._recording import Recording
-from torchopt_viz._walk import Function, Slot, is_leaf
+from torchopt_viz._walk import Function, Slot, is_leaf, is_step, name_of, number_of
 
 __all__ = ["Grouping", "find_repeats"]
 
@@ -54,7 +54,7 @@ class Grouping:
             paths = [".".join(parts[: i + 1]) for i in range(len(parts)) if parts[0]]
             levels += [("module", path, path) for path in paths]
         else:
-            context = self._recording.context(function._sequence_nr())
+            context = self._recording.context(number_of(function))
             levels += [("module", path, label) for path, label in context.modules]
             if context.backward:
                 levels.append(("backward", "", "backward"))
@@ -116,8 +116,18 @@ def _steps(
         steps = [[tensor.grad_fn for tensor in step] for step in names.steps]
         ends = [[function for function in step if function in inputs] for step in steps]
     elif recording is not None:
-        by_number = {function._sequence_nr(): function for function in functions}
-        steps = [[by_number[x] for x in step if x in by_number] for step in recording.steps]
+        numbered = sorted((f for f in functions if not is_leaf(f)), key=number_of)
+        numbers = [number_of(f) for f in numbered]
+        steps = [
+            [
+                f
+                for f in numbered[
+                    bisect_left(numbers, step.start) : bisect_left(numbers, step.limit)
+                ]
+                if step.made(number_of(f), is_step(f))
+            ]
+            for step in recording.steps
+        ]
         ends = [step for step in steps if step]
     else:
         return {}
@@ -130,11 +140,11 @@ def _steps(
                 found[function] = number
                 todo += [source for source, _ in inputs[function]]
     if recording is not None:
-        numbers = (max((end._sequence_nr() for end in step), default=0) for step in ends)
-        last = list(accumulate(numbers, max))
+        highest = (max((number_of(end) for end in step), default=0) for step in ends)
+        last = list(accumulate(highest, max))
         for function in functions:
             if function not in found and function not in alive:
-                number = bisect.bisect_left(last, function._sequence_nr()) + 1
+                number = bisect_left(last, number_of(function)) + 1
                 if number <= len(last):
                     found[function] = number
     return found
@@ -158,7 +168,7 @@ def _modules_by_name(
         used = [paths[slot] for slot in inputs[function] if slot in paths]
         if used:
             found[function] = _common_path(used)
-            if len(used) == len(inputs[function]) and function.name() in _RESHAPING:
+            if len(used) == len(inputs[function]) and name_of(function) in _RESHAPING:
                 paths[function, 0] = found[function]
     return found
 

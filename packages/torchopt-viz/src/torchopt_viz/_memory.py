@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt_viz._graph import Saved
+from torchopt_viz._private import levels
 
 __all__ = ["Kept", "Storages", "is_opaque", "read_kept", "sizes"]
 
@@ -59,6 +60,7 @@ def sizes(shape: Iterable[Any]) -> tuple[int, ...]:
 
 
 def _storages(tensor: Tensor) -> Iterator[Any]:
+    *_, tensor = levels(tensor)
     if tensor.layout == torch.strided:
         yield tensor.untyped_storage()
     elif tensor.layout == torch.jagged:

@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 
 Number = float | Tensor
 
+# so many lines have the colours of matplotlib's cycle, and their legend among them
+MANY_LINES = 8
+LEGEND_ROWS = 24
+
 
 def plot_inner_losses(
     losses: Tensor | Sequence[Tensor | Sequence[Number]],
     *,
     label: str = "mean",
-    color: Any = "C0",
+    color: Any = None,
     log: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
@@ -36,7 +40,7 @@ def plot_inner_losses(
         losses: Tasks by steps: a tensor, or one row of numbers for each task, which may differ in
             length. The entry at position k is the loss after k steps.
         label: What the legend calls the mean. Default: ``"mean"``.
-        color: Of mean and band. Default: matplotlib's first.
+        color: Of the tasks, their mean and its band. Default: the next of the axes.
         log: Whether the axis of losses is logarithmic.
         ax: Where to draw; call again with the same axes to compare. Default: a new pyplot figure.
 
@@ -62,6 +66,7 @@ def plot_inner_losses(
         >>> matplotlib.pyplot.close(ax.figure)
     """
     rows = _as_rows(losses)
+    interval = f"{label}, 95 % interval"
     if log:
         _check_positive("losses", torch.cat(rows))
     table = torch.full((len(rows), max(map(len, rows))), math.nan, dtype=torch.float64)
@@ -82,7 +87,11 @@ def plot_inner_losses(
         table[task, step:] = math.nan
 
     ax = _new_axes() if ax is None else ax
-    ax.plot(table.T.numpy(), color="0.6", linewidth=0.7, alpha=0.6)
+    if color is None:
+        (next_line,) = ax.plot([], [])
+        color = next_line.get_color()
+        next_line.remove()
+    ax.plot(table.T.numpy(), color=color, linewidth=0.7, alpha=0.3)
     for task, step in broken:
         last = max(step - 1, 0)
         ax.plot(last, float(table[task, last]), "x", color="C3")
@@ -95,7 +104,10 @@ def plot_inner_losses(
         low = low.clamp(min=float(table[table.isfinite()].min()))
         ax.set_yscale("log")
     steps = range(table.shape[1])
-    ax.fill_between(steps, low.numpy(), high.numpy(), color=color, alpha=0.25, linewidth=0)
+    if half.isfinite().any():
+        ax.fill_between(
+            steps, low.numpy(), high.numpy(), color=color, alpha=0.25, linewidth=0, label=interval
+        )
     ax.plot(steps, mean.numpy(), color=color, linewidth=2, label=label)
     ax.set(xlabel="inner step", ylabel="loss")
     _count_along(ax)
@@ -206,17 +218,25 @@ def _draw_layers(ax: Axes, table: Mapping[str, Tensor]) -> None:
 
 def _draw_history(ax: Axes, tables: Sequence[Mapping[str, Tensor]]) -> None:
     """Draw a line with a band for each layer."""
-    for name in tables[0]:
+    from matplotlib import colormaps
+
+    many = len(tables[0]) > MANY_LINES
+    colors = [None] * len(tables[0])
+    if many:  # more than the cycle has
+        colors = list(colormaps["turbo"]([k / (len(colors) - 1) for k in range(len(colors))]))
+    for name, color in zip(tables[0], colors, strict=True):
         rows = [table[name][table[name].isfinite()] for table in tables]
         low, mean, high = (
             [float(f(row)) if len(row) else math.nan for row in rows]
             for f in (torch.min, torch.mean, torch.max)
         )
-        (line,) = ax.plot(mean, label=name)
+        (line,) = ax.plot(mean, label=name, color=color)
         ax.fill_between(range(len(rows)), low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     ax.set_xlabel("meta-iteration")
     _count_along(ax)
-    ax.legend(fontsize="small", frameon=False)
+    beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0}
+    columns = 1 + (len(tables[0]) - 1) // LEGEND_ROWS
+    ax.legend(fontsize="small", frameon=False, ncols=columns, **(beside if many else {}))
 
 
 def _as_rows(losses: Any) -> list[Tensor]:

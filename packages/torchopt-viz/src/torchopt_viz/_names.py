@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 from torch import Tensor, nn
 
 from torchopt.utils import ModuleState
+from torchopt_viz._graph import uncompiled
 
 __all__ = ["Names", "Params", "read_names"]
 
@@ -19,8 +20,8 @@ Params: TypeAlias = "One | Iterable[One] | None"
 class Names(NamedTuple):
     """What tensors are called. Several may have one name, as in states without a prefix."""
 
-    # each tensor's name; several are joined by ", "
-    of: dict[Tensor, str]
+    # each tensor's names
+    of: dict[Tensor, tuple[str, ...]]
     # each tensor's name without the prefix of its state: "layers.0.weight"
     local: dict[Tensor, str]
     # the tensors of which one wants to know whether they reach the output, each name apart
@@ -45,7 +46,10 @@ def read_names(params: Params) -> Names:
         TypeError: If it is none of the accepted kinds.
         ValueError: If a state has no names.
     """
-    elements = list(_elements(params))
+    elements = [
+        element._replace(pairs=[(uncompiled(name), x) for name, x in element.pairs])
+        for element in _elements(params)
+    ]
     found = list(dict.fromkeys(pair for element in elements for pair in element.pairs))
     of: dict[Tensor, list[str]] = {}
     for name, tensor in found:
@@ -61,7 +65,7 @@ def read_names(params: Params) -> Names:
             steps.append([x for _, x in element.pairs if x.grad_fn is not None])
     buffers = {number for element in elements for number in element.buffers}
     return Names(
-        of={tensor: ", ".join(names) for tensor, names in of.items()},
+        of={tensor: tuple(names) for tensor, names in of.items()},
         local=local,
         wanted=[(name, x) for name, x in found if x.requires_grad or id(x) not in buffers],
         steps=steps,

@@ -17,12 +17,14 @@ from os import PathLike
 from pathlib import Path
 
 from torchopt.typing import TensorTree
-from torchopt_viz._collect import gradient_graph
+from torchopt_viz._collect import as_graph
 from torchopt_viz._graph import Graph
+from torchopt_viz._labels import printable
 from torchopt_viz._names import Params
 from torchopt_viz._recording import Recording
+from torchopt_viz._roles import role_of_leaves
 
-__all__ = ["save_html"]
+__all__ = ["page_of", "save_html"]
 
 _SCRIPTS = (
     *("data.js", "tree.js", "place.js", "layout.js"),
@@ -32,9 +34,9 @@ _SCRIPTS = (
 
 def save_html(
     var: TensorTree | Graph,
-    path: str | PathLike[str],
     params: Params = None,
     *,
+    path: str | PathLike[str],
     title: str = "Gradient graph",
     recording: Recording | None = None,
 ) -> Path:
@@ -48,8 +50,8 @@ def save_html(
 
     Args:
         var: The outputs, as in :func:`make_dot`, or a :class:`Graph`.
-        path: The file to write. Its folder must exist.
         params: The tensors with names, as in :func:`make_dot`; not with a :class:`Graph`.
+        path: The file to write. Its folder must exist.
         title: What the page is called. Default: ``"Gradient graph"``.
         recording: What :func:`record` saw of the computation: modules, source lines and cuts; not
             with a :class:`Graph`. Default: none.
@@ -65,35 +67,25 @@ def save_html(
         >>> from torchopt_viz import save_html
         >>> net = torch.nn.Linear(2, 1)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     file = save_html(
-        ...         net(torch.ones(1, 2)), f"{folder}/graph.html", dict(net.named_parameters())
-        ...     )
+        ...     file = save_html(net(torch.ones(1, 2)), net, path=f"{folder}/graph.html")
         ...     file.stat().st_size > 0
         True
     """
-    if not isinstance(var, Graph):
-        graph = gradient_graph(var, params, recording=recording)
-    elif params is None and recording is None:
-        graph = var
-    else:
-        given = "params" if params is not None else "recording"
-        raise ValueError(
-            f"`{given}` was given with a Graph, which is complete already; "
-            f"pass it to gradient_graph(..., {given}=...)"
-        )
+    text = page_of(as_graph(var, params, recording), title)
     path = Path(path)
-    path.write_text(_page(graph, title), encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     return path
 
 
-def _page(graph: Graph, title: str) -> str:
+def page_of(graph: Graph, title: str) -> str:
+    """Return the page of a graph."""
     viewer = resources.files(__package__) / "viewer"
 
     def read(name: str) -> str:
         return (viewer / name).read_text(encoding="utf-8")
 
     parts = {
-        "title": html.escape(title),
+        "title": html.escape(printable(title)),
         "style": read("style.css"),
         "data": b64encode(_pack(graph)).decode(),
         "scripts": "\n".join(map(read, _SCRIPTS)),
@@ -109,6 +101,7 @@ def _pack(graph: Graph) -> bytes:
         return [strings.setdefault(value or "", len(strings)) for value in values]
 
     nodes = graph.nodes
+    roles = role_of_leaves(graph)
     saved = [tensor for node in nodes for tensor in node.saved]
     edges = sorted((target, source) for source, target in graph.edges)
     targets = [0, *(target for target, _ in edges)]
@@ -121,6 +114,7 @@ def _pack(graph: Graph) -> bytes:
         "where": texts(node.where for node in nodes),
         "attrs": texts(json.dumps(node.attrs) if node.attrs else None for node in nodes),
         "cause": texts(node.cause for node in nodes),
+        "role": texts(roles.get(node.key) for node in nodes),
         "group": [node.group for node in nodes],
         "saves": [len(node.saved) for node in nodes],
         "savedName": texts(tensor.name for tensor in saved),

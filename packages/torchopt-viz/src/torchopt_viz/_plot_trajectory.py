@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -13,15 +13,17 @@ import torch
 from torchopt_viz._animate import Progress, check_animation, save_animation
 from torchopt_viz._functions import Domain, Function, TestFunction
 from torchopt_viz._steppers import Optimizer, is_transformation
+from torchopt_viz._style import TrajectoryStyle
 from torchopt_viz._trajectory import Trajectory, as_test_function, compute, warn_of_non_finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from torchopt_viz._draw import Scale
-
 Hyperparameters = Mapping[str, Any]
+Drawn = Optimizer | Trajectory
+
+_STYLE = TrajectoryStyle()
 
 _LINE_COLOR = "#ff3b30"
 # of several trajectories in one picture: told apart from each other and from the default palette
@@ -36,61 +38,66 @@ class TrajectoryPlot(NamedTuple):
     axes: tuple[Axes, ...]
     # one for each optimizer
     trajectories: tuple[Trajectory, ...]
-    # the file of the animation, if one was asked for
-    animation: Path | None
+    # draws the first so many steps
+    show: Callable[[int], None]
+
+    def animate(
+        self, path: str | os.PathLike[str], *, fps: int = 20, progress: Progress | None = None
+    ) -> Path:
+        """Save an animation with a frame for the start and for each step.
+
+        Args:
+            path: A ``.gif``, or an ``.mp4``, which needs ffmpeg.
+            fps: Frames per second. Default: 20.
+            progress: Called with the number of each frame, and how many there are.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            ValueError: If the file is of another kind, or `fps` is not positive.
+            ImportError: If an MP4 is asked for and there is no ffmpeg.
+        """
+        file = check_animation(path, fps)
+        frames = len(self.trajectories[0].points)
+        save_animation(self.figure, self.show, frames, file, fps, progress)
+        self.show(frames - 1)
+        return file
 
 
 def plot_trajectory(
-    optimizer: Optimizer | Sequence[Optimizer] | Mapping[str, Optimizer],
+    optimizer: Drawn | Sequence[Drawn] | Mapping[str, Drawn],
     function: str | TestFunction | Function = "beale",
     steps: int = 200,
     hyperparameters: Hyperparameters | Sequence[Hyperparameters] | None = None,
     *,
+    ax: Axes | Sequence[Axes] | None = None,
     domain: Sequence[float] | None = None,
     start: Sequence[float] | None = None,
     layout: Literal["side", "overlay"] = "side",
     follow: bool = False,
-    ax: Axes | Sequence[Axes] | None = None,
     title: str | None = None,
-    animate: str | os.PathLike[str] | None = None,
-    fps: int = 20,
-    progress: Progress | None = None,
-    line_color: Any = None,
-    line_width: float = 1.6,
-    line_style: str = "-",
-    step_marker: str | None = None,
-    start_color: Any = "#5050ff",
-    start_marker: str = "o",
-    end_color: Any = "#ff5050",
-    end_marker: str = "o",
-    marker_size: float = 7.5,
-    cmap: str = "viridis",
-    levels: int | Sequence[float] = 32,
-    scale: Scale = "auto",
-    resolution: int = 200,
-    contours: int = 10,
-    contour_color: Any = (1.0, 1.0, 1.0, 0.5),
-    contour_labels: bool = False,
-    show_minima: bool = True,
-    dtype: torch.dtype = torch.float64,
-    parameter_shape: Sequence[int] = (2,),
+    style: TrajectoryStyle = _STYLE,
 ) -> TrajectoryPlot:
     """Let optimizers walk over a function of two variables, and draw where they go.
 
     Start, path and end are drawn over filled contours of the function, low values dark, with stars
     at its known minima. What cannot be seen is said in the picture: points outside of it, and from
-    which step on the walk is not finite, with a cross at the last finite point.
+    which step on the walk is not finite, with a cross at the last finite point. Where a path would
+    not be seen at all, the picture is enlarged until it holds the start.
 
     Also called `test_optim`, after the function of the R package `torchopt` by Camara et al.
 
     Args:
-        optimizer: What :func:`run_trajectory` takes, or several: a sequence, or a mapping from
-            labels.
+        optimizer: What :func:`run_trajectory` takes, or what it has returned for this function, or
+            several: a sequence, or a mapping from labels.
         function: The name of a function in :data:`test_functions`, a :class:`TestFunction`, or a
             function of your own, of two 0-dim tensors. Default: ``"beale"``.
-        steps: How many steps each takes. Default: 200.
+        steps: How many steps each takes. Default: 200. Trajectories have taken theirs: as many
+            each.
         hyperparameters: Keyword arguments to the optimizers, such as ``{"lr": 0.1}``. For several,
             a sequence as long, or a mapping from their labels, gives each its own.
+        ax: Where to draw: axes, as many as there are panels. Default: a new pyplot figure.
         domain: The rectangle to draw, ``(xmin, xmax, ymin, ymax)``. Default: that of the
             :class:`TestFunction`; needed for a function of your own.
         start: Where to start, ``(x0, y0)``. Default: that of the :class:`TestFunction`; needed for
@@ -99,45 +106,17 @@ def plot_trajectory(
             (``"overlay"``).
         follow: Whether to enlarge the rectangle until it holds the finite parts of all
             paths.
-        ax: Where to draw: axes, as many as there are panels. Default: a new pyplot figure.
         title: What stands above. Default: the optimizer and the function.
-        animate: Where to save an animation of ``steps + 1`` frames, from the start to the end: a
-            ``.gif``, or an ``.mp4``, which needs ffmpeg.
-        fps: Frames per second of the animation. Default: 20.
-        progress: Called with the number of each frame, and how many there are.
-        line_color: The colour of the path; a list of colours for several. Default: red, and a
-            colour for each in an overlay.
-        line_width: Of the path, in points. Default: 1.6.
-        line_style: Of the path, in matplotlib's notation. Default: ``"-"``.
-        step_marker: The marker of every point on the path. Default: none.
-        start_color: Of the first point.
-        start_marker: Of the first point.
-        end_color: Of the last point. In an overlay it has the colour of its path.
-        end_marker: Of the last point.
-        marker_size: Of the first and last point, in points. Default: 7.5.
-        cmap: The palette: the name of a matplotlib colormap. Default: ``"viridis"``.
-        levels: How many bands of values are told apart by colour, or the values between them.
-            Default: 32.
-        scale: How the values are divided into bands: evenly (``"linear"``), or finer towards the
-            lowest (``"log"``). Default: ``"auto"``, which chooses by how crowded even bands are.
-        resolution: How many points a side the function is evaluated on. Default: 200.
-        contours: How many contour lines are drawn. Default: 10.
-        contour_color: Of the contour lines. Default: translucent white.
-        contour_labels: Whether to write the values on the contour lines.
-        show_minima: Whether to mark known minima.
-        dtype: Of the point. Default: float64.
-        parameter_shape: The shape in which the optimizers see the two coordinates, as in
-            :func:`run_trajectory`.
+        style: Colours, lines, markers and contours.
 
     Returns:
-        The figure, its axes, the trajectories, and the path of the animation.
+        The figure, its axes and the trajectories. Its method `animate` saves a film.
 
     Raises:
         ValueError: If a name is unknown, a number is out of range, a function of your own comes
             without `domain` or `start`, or the numbers of optimizers, hyperparameters and axes
             don't match.
-        TypeError: If an optimizer or the function is of another kind.
-        ImportError: If an MP4 is asked for and there is no ffmpeg.
+        TypeError: If an optimizer, the function or the style is of another kind.
 
     Warns:
         NonFiniteStepWarning: If a coordinate or a value is not finite.
@@ -153,73 +132,79 @@ def plot_trajectory(
         ['AdamW(lr=0.01)', 'AdamW(lr=0.1)']
         >>> matplotlib.pyplot.close(plot.figure)
     """
-    from torchopt_viz._draw import Look, Panel
+    from torchopt_viz._draw import Panel, draw_colorbar
 
-    look = Look(
-        line_width=line_width,
-        line_style=line_style,
-        step_marker=step_marker,
-        start_color=start_color,
-        start_marker=start_marker,
-        end_color=end_color,
-        end_marker=end_marker,
-        marker_size=marker_size,
-        cmap=cmap,
-        levels=levels,
-        scale=scale,
-        resolution=resolution,
-        contours=contours,
-        contour_color=contour_color,
-        contour_labels=contour_labels,
-        show_minima=show_minima,
-    )
-    look.check()
+    if not isinstance(style, TrajectoryStyle):
+        raise TypeError(f"`style` must be a TrajectoryStyle, got {type(style).__name__}")
+    style.check()
     if layout not in ("side", "overlay"):
         raise ValueError(f"`layout` must be 'side' or 'overlay', got {layout!r}")
     problem = as_test_function(function, domain, start)
-    path = None if animate is None else check_animation(animate, fps)
-
-    entries = _list_entries(optimizer, hyperparameters)
-    trajectories = tuple(
-        compute(one, problem, steps, options, label, dtype, parameter_shape)
-        for label, one, options in entries
-    )
+    trajectories = _compute(_list_entries(optimizer, hyperparameters), problem, steps)
     for trajectory in trajectories:
         warn_of_non_finite(trajectory, problem, stacklevel=3)
 
     panels: list[tuple[Trajectory, ...]] = [(trajectory,) for trajectory in trajectories]
     if layout == "overlay":
         panels = [trajectories]
-    colors = _list_colors(line_color, len(trajectories), layout)
+    colors = _list_colors(style.line_color, len(trajectories), layout)
     figure, axes = _find_axes(ax, len(panels))
     alone = len(panels) == 1
     drawn = []
     for k, (place, shown) in enumerate(zip(axes, panels, strict=True)):
-        heading = problem.name if len(shown) > 1 else shown[0].label
+        heading = problem.title if len(shown) > 1 else shown[0].label
         if alone and len(shown) == 1:
-            heading += f" on {problem.name}"
+            heading += f" on {problem.title}"
         drawn.append(
             Panel(
                 place,
                 problem,
-                _enlarge(problem.domain, shown) if follow else problem.domain,
+                _view(problem.domain, shown, follow),
                 shown,
                 colors if layout == "overlay" else colors[k : k + 1],
-                look,
+                style,
                 title if alone and title is not None else heading,
             )
         )
     if not alone and (ax is None or title is not None):
-        figure.suptitle(problem.name if title is None else title, fontweight="bold")
+        figure.suptitle(problem.title if title is None else title, fontweight="bold")
+    if style.colorbar:
+        alike: dict[Domain, list[Panel]] = {}
+        for panel in drawn:
+            alike.setdefault(panel.view, []).append(panel)
+        for group in alike.values():
+            if group[0].filled is not None:
+                draw_colorbar([panel.axes for panel in group], group[0].filled)
 
     def show(step: int) -> None:
         for panel in drawn:
             panel.show(step)
 
-    if path is not None:
-        save_animation(figure, show, steps + 1, path, fps, progress)
-    show(steps)
-    return TrajectoryPlot(figure, axes, trajectories, path)
+    show(len(trajectories[0].points) - 1)
+    return TrajectoryPlot(figure, axes, trajectories, show)
+
+
+def _compute(
+    entries: Sequence[tuple[str | None, Drawn, Hyperparameters]],
+    problem: TestFunction,
+    steps: int,
+) -> tuple[Trajectory, ...]:
+    """Return the trajectories, those that are there already as they are."""
+    found = []
+    for label, one, options in entries:
+        if not isinstance(one, Trajectory):
+            found.append(compute(one, problem, steps, options, label, torch.float64, (2,)))
+        elif options:
+            raise ValueError(
+                f"`hyperparameters` must be empty for a Trajectory, which is computed already, got "
+                f"{dict(options)}"
+            )
+        else:
+            found.append(one if label is None else one._replace(label=label))
+    lengths = {len(trajectory.points) - 1 for trajectory in found}
+    if len(lengths) > 1:
+        raise ValueError(f"all trajectories must have as many steps, got {sorted(lengths)}")
+    return tuple(found)
 
 
 plot_trajectory.__test__ = False  # type: ignore[attr-defined]  # its other name is not for pytest
@@ -233,7 +218,7 @@ def _list_entries(
     labels: list[Any]
     if isinstance(optimizer, Mapping):
         labels, optimizers = list(optimizer), list(optimizer.values())
-    elif isinstance(optimizer, (list, tuple)) and not is_transformation(optimizer):
+    elif _is_several(optimizer):
         labels, optimizers = [None] * len(optimizer), list(optimizer)
     else:
         labels, optimizers = [None], [optimizer]
@@ -263,6 +248,11 @@ def _list_entries(
     return list(zip(labels, optimizers, options, strict=True))
 
 
+def _is_several(optimizer: Any) -> bool:
+    is_one = is_transformation(optimizer) or isinstance(optimizer, Trajectory)
+    return isinstance(optimizer, (list, tuple)) and not is_one
+
+
 def _list_colors(line_color: Any, count: int, layout: str) -> list[Any]:
     """Return the colour of each path."""
     if isinstance(line_color, list):
@@ -286,7 +276,15 @@ def _find_axes(ax: Any, count: int) -> tuple[Figure, tuple[Axes, ...]]:
         rows = math.ceil(count / columns)
         size = (4.6 * columns, 4.9 * rows)
         figure = plt.figure(figsize=size, layout="constrained")
-        return figure, tuple(figure.add_subplot(rows, columns, k + 1) for k in range(count))
+        grid = figure.add_gridspec(rows, 2 * columns)
+        places = []
+        for k in range(count):
+            row, column = divmod(k, columns)
+            # those of the last row stand in its middle
+            missing = rows * columns - count if row == rows - 1 else 0
+            left = 2 * column + missing
+            places.append(figure.add_subplot(grid[row, left : left + 2]))
+        return figure, tuple(places)
     is_array = hasattr(ax, "flat")  # as plt.subplots returns
     axes = tuple(ax.flat if is_array else ax if isinstance(ax, Sequence) else (ax,))
     if len(axes) != count:
@@ -294,9 +292,23 @@ def _find_axes(ax: Any, count: int) -> tuple[Figure, tuple[Axes, ...]]:
     return axes[0].figure.canvas.figure, axes
 
 
-def _enlarge(domain: Domain, trajectories: Sequence[Trajectory]) -> Domain:
-    """Return the smallest rectangle around a domain and all finite points, with a margin."""
-    points = torch.cat([trajectory.points[: trajectory.non_finite] for trajectory in trajectories])
+def _view(domain: Domain, trajectories: Sequence[Trajectory], follow: bool) -> Domain:
+    """Return the rectangle to draw."""
+    if follow:
+        return _enlarge(domain, [t.points[: t.non_finite] for t in trajectories])
+    xmin, xmax, ymin, ymax = domain
+    hidden = []
+    for trajectory in trajectories:
+        x, y = trajectory.points.T
+        inside = (x >= xmin) & (x <= xmax) & (y >= ymin) & (y <= ymax)
+        if not inside.any():
+            hidden.append(trajectory.points[:1])
+    return _enlarge(domain, hidden) if hidden else domain
+
+
+def _enlarge(domain: Domain, parts: Sequence[torch.Tensor]) -> Domain:
+    """Return the smallest rectangle around a domain and all points, with a margin."""
+    points = torch.cat(list(parts))
     corners = torch.tensor(domain, dtype=torch.float64).view(2, 2).T
     everything = torch.cat([points.double(), corners])
     low, high = everything.min(dim=0).values, everything.max(dim=0).values

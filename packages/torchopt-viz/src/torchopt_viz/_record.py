@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -10,18 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._autograd import _get_sequence_nr
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
 from torch.overrides import TorchFunctionMode
 
-from torchopt import MetaOptimizer
 from torchopt_viz._cause import Found, find_cause, tensors_in
-from torchopt_viz._frames import find_caller, find_line
+from torchopt_viz._frames import find_caller, find_place
+from torchopt_viz._graph import uncompiled
+from torchopt_viz._private import next_number
 from torchopt_viz._recording import Context, Cut, Recording
+from torchopt_viz._walk import edge_of, number_of
 
 __all__ = ["record"]
 
@@ -35,11 +35,13 @@ def record(module: nn.Module | None = None) -> Iterator[Recording]:
 
     Give the recording to :func:`gradient_graph` or :func:`make_dot`. Nodes then belong to the
     module whose ``forward`` made them; those that ``create_graph=True`` makes belong to the
-    module of the node that was differentiated. Steps of a :class:`torchopt.MetaOptimizer` are
-    inner steps. A gradient is cut where a tensor that requires grad is used and the result does
-    not require it: because it was detached, made under ``no_grad``, converted to integers, or
-    written in place under ``no_grad``. What torch, a :class:`torch.autograd.Function`, implicit
-    differentiation and zero-order estimates do inside is not a cut.
+    module of the node that was differentiated. Inner steps are those of a
+    :class:`torchopt.MetaOptimizer` or :class:`torchopt.FuncOptimizer`, and what
+    :func:`torchopt.apply_updates` does. A gradient is cut where a tensor that requires grad is used
+    and the result does not require it: because it was detached, made under ``no_grad``, converted
+    to integers, or written in place under ``no_grad``. What torch, a
+    :class:`torch.autograd.Function`, implicit differentiation and zero-order estimates do inside is
+    not a cut.
 
     The calling thread is watched. Backward passes run in it, one device after another.
 
@@ -75,25 +77,8 @@ def record(module: nn.Module | None = None) -> Iterator[Recording]:
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.callback(register_module_forward_pre_hook(watcher.enter_module).remove)
         stack.callback(register_module_forward_hook(watcher.leave_module, always_call=True).remove)
-        stack.enter_context(_around_each_step(watcher))
         stack.enter_context(watcher)
         yield recording
-
-
-@contextmanager
-def _around_each_step(watcher: _Watcher) -> Iterator[None]:
-    original = MetaOptimizer.step
-
-    @functools.wraps(original)
-    def step(self: MetaOptimizer, loss: Tensor | Callable[[], Tensor]) -> None:
-        with watcher.step(self):
-            original(self, loss)
-
-    MetaOptimizer.step = step  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        MetaOptimizer.step = original  # type: ignore[method-assign]
 
 
 class _Watcher(TorchFunctionMode):
@@ -108,9 +93,7 @@ class _Watcher(TorchFunctionMode):
         self._handles: list[Any] = []
         # tells the nodes that have been hooked here, without a reference from them to the recording
         self._mark = object()
-        # where nodes come from that no watched call makes: the step being taken
-        self._line: str | None = None
-        self._next = _get_sequence_nr
+        self._next = next_number
         self._switch(self._stack[0])
         if module is not None:
             self._learn(module, ())
@@ -120,21 +103,22 @@ class _Watcher(TorchFunctionMode):
         for path, module in root.named_modules():
             parts = path.split(".") if path else []
             paths = [".".join(parts[: i + 1]) for i in range(len(parts))]
-            chain = [(p, f"{p} ({type(root.get_submodule(p)).__name__})") for p in paths]
+            chain = [
+                (uncompiled(p), f"{uncompiled(p)} ({_kind(root.get_submodule(p))})")
+                for p in paths
+                if not p.endswith("_orig_mod")
+            ]
             self._known.setdefault(module, (*start, *chain))
 
     def _switch(self, context: Context) -> None:
         self._recording.contexts.switch(self._next(), context)
-
-    def _place(self, line: str | None) -> None:
-        self._recording.places.switch(self._next(), line)
 
     def enter_module(self, module: nn.Module, args: Any) -> None:
         """Take note that a module is being called."""
         if threading.get_ident() != self._thread:
             return
         if module not in self._known:
-            label = type(module).__name__
+            label = _kind(module)
             self._learn(module, (*self._stack[-1].modules, (label, label)))
         self._stack.append(Context(self._known[module], self._stack[-1].backward))
         self._switch(self._stack[-1])
@@ -145,26 +129,11 @@ class _Watcher(TorchFunctionMode):
             self._stack.pop()
             self._switch(self._stack[-1])
 
-    @contextmanager
-    def step(self, optimizer: MetaOptimizer) -> Iterator[None]:
-        """Take note of the parameters that a step makes."""
-        if threading.get_ident() != self._thread:
-            yield
-            return
-        self._line = find_line()
-        self._place(self._line)
-        try:
-            yield
-        finally:
-            self._line = None
-            self._place(None)
-        made = [param.grad_fn for group in optimizer._groups for param in group.params()]
-        self._recording.steps.append({fn._sequence_nr() for fn in made if fn is not None})
-
     def stop(self) -> None:
         """Forget what was only needed while watching."""
         self._switch(Context())
-        self._place(None)
+        self._recording.places.switch(self._next(), None)
+        self._recording.taken.stop(self._next())
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -181,20 +150,23 @@ class _Watcher(TorchFunctionMode):
         if differentiates:
             self._hook(tensors_in(args[:1]))
         # calls after which a tensor no longer knows its history
-        edges = [get_gradient_edge(x) for x in sources] if func in _FORGETTING else None
+        edges = [edge_of(x) for x in sources] if func in _FORGETTING else None
         start = self._next()
         try:
             with self._watching(func):
                 result = func(*args, **kwargs)
         finally:
+            if self._next() != start:
+                place = find_place()
+                self._recording.taken.saw(place, start, self._next())
+                if not differentiates:
+                    self._recording.places.switch(start, place.line)
             if differentiates:
                 self._switch(self._stack[-1])
-            elif self._next() != start:
-                self._recording.places.switch(start, find_line())
-            self._place(self._line)
+            self._recording.places.switch(self._next(), None)
         found = find_cause(func, args, kwargs, sources, result)
         if found is not None and _is_of_the_program(found):
-            edges = edges or [get_gradient_edge(x) for x in sources]
+            edges = edges or [edge_of(x) for x in sources]
             for i in found.sources:
                 self._add_cut(found, sources[i], edges[i])
         return result
@@ -206,7 +178,7 @@ class _Watcher(TorchFunctionMode):
         return nullcontext()
 
     def _add_cut(self, found: Found, source: Tensor, edge: GradientEdge) -> None:
-        where = find_line()
+        where = find_place().line
         cut = Cut(found.cause, found.operation, where, tuple(source.shape), edge)
         key = (edge.node, edge.output_nr, found.cause, found.operation, where)
         self._recording.found.setdefault(key, cut)
@@ -219,7 +191,7 @@ class _Watcher(TorchFunctionMode):
             if node is None or node.metadata.get(_MARK) is self._mark:
                 continue
             node.metadata[_MARK] = self._mark
-            self._handles.append(node.register_prehook(self._before(node._sequence_nr())))
+            self._handles.append(node.register_prehook(self._before(number_of(node))))
             todo += [following for following, _ in node.next_functions]
 
     def _before(self, number: int) -> Callable[[Any], None]:
@@ -230,6 +202,11 @@ class _Watcher(TorchFunctionMode):
             self._recording.places.switch(start, self._recording.where(number))
 
         return switch
+
+
+def _kind(module: nn.Module) -> str:
+    """Return the name of a module's class, before :func:`torch.compile` wrapped it."""
+    return type(getattr(module, "_orig_mod", module)).__name__
 
 
 def _is_of_the_program(found: Found) -> bool:

@@ -9,6 +9,7 @@ from torch.autograd.graph import GradientEdge
 
 from torchopt_viz._graph import Cause
 from torchopt_viz._held import HeldTensors
+from torchopt_viz._taken import Step, StepsTaken
 
 __all__ = ["Context", "Cut", "Recording"]
 
@@ -63,6 +64,7 @@ class Recording:
 
     Attributes:
         cuts: Each a :class:`Cut`, in order.
+        steps: Of optimizers, by the sequence numbers of the nodes that they made, in order.
     """
 
     def __init__(self) -> None:
@@ -72,8 +74,13 @@ class Recording:
         self.found: dict[tuple[Any, ...], Cut] = {}
         # what nodes save that do not show it
         self.held = HeldTensors()
-        # of each step of a meta-optimizer, the sequence numbers of the nodes it ends with
-        self.steps: list[set[int]] = []
+        # the steps of optimizers
+        self.taken = StepsTaken()
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps of optimizers, in order."""
+        return tuple(self.taken.steps)
 
     @property
     def cuts(self) -> tuple[Cut, ...]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import torchopt
+from torchopt_viz._described import described
 from torchopt_viz._functions import Function
 
 Optimizer = Callable[..., Any] | torchopt.GradientTransformation
@@ -116,7 +117,7 @@ def is_transformation(optimizer: Any) -> TypeGuard[torchopt.GradientTransformati
 def label_of(optimizer: Optimizer, hyperparameters: Mapping[str, Any] | None = None) -> str:
     """Return the name of an optimizer for people, such as ``AdamW(lr=0.1)``."""
     if is_transformation(optimizer):
-        return "transformation"
+        return described(optimizer)
     arguments = dict(hyperparameters or {})
     if isinstance(optimizer, functools.partial):
         arguments = {**optimizer.keywords, **arguments}

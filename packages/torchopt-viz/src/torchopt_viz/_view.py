@@ -6,27 +6,14 @@ from collections.abc import Callable, Collection, Sequence
 from itertools import groupby
 from typing import NamedTuple, TypeAlias
 
+from torchopt_viz._elementwise import is_elementwise, operation
 from torchopt_viz._graph import Graph, Group
+from torchopt_viz._roles import role_of_leaves
 
-__all__ = ["Box", "View", "listed", "operation", "view"]
+__all__ = ["Box", "View", "listed", "view"]
 
 # so many boxes of tensors that come from one function are one box
 MANY = 6
-
-# operations that act on each element, by the names of autograd's nodes
-# fmt: off
-_ELEMENTWISE = {
-    "Abs", "Acos", "Add", "Addcdiv", "Addcmul", "Asin", "Asinh", "Atan", "Atanh", "Ceil",
-    "Clamp", "ClampMax", "ClampMin", "Clone", "Cos", "Cosh", "Div", "Elu", "Erf", "Erfc", "Exp",
-    "Expm1", "Floor", "Fmod", "Gelu", "GeluBackward", "Hardtanh", "Hardswish", "LeakyRelu",
-    "Lerp", "Log", "Log10", "Log1P", "Log2", "LogSigmoid", "LogSigmoidBackward", "MaskedFill",
-    "Maximum", "Minimum", "Mish", "Mul", "MseLossBackward", "Neg", "Pow", "Prelu", "Reciprocal",
-    "Relu", "Remainder", "Round", "Rsqrt", "Rsub", "Sgn", "Sigmoid", "SigmoidBackward", "Sign",
-    "Silu", "SiluBackward", "Sin", "Sinh", "Softplus", "SoftplusBackward", "Sqrt", "Square",
-    "Sub", "Tan", "Tanh", "TanhBackward", "ThresholdBackward", "ToCopy", "Where",
-}
-# fmt: on
-
 
 # what tells boxes apart: "node" or "group", and its key
 Key: TypeAlias = "tuple[str, int]"
@@ -63,7 +50,7 @@ def view(graph: Graph, kinds: Collection[str], max_depth: int | None, fold: bool
         kinds: The kinds of groups to show; nodes of any other are drawn in the group around it.
         max_depth: How many levels of groups are open; None: all. A cut is shown in any case.
         fold: Whether chains of elementwise functions are one box, and tensors that are used alike,
-            or that one function makes many of.
+            or that one function makes many of; leaves only with those of their role.
     """
     around = _visible(graph.groups, kinds)
     inside: dict[int, list[int]] = {}
@@ -137,12 +124,14 @@ def _join_tensors(
     least: int = 2,
 ) -> None:
     """Give tensors whose ends are the same one key, where there are so many of them."""
+    roles = role_of_leaves(graph)
     alike: dict[object, list[int]] = {}
     for node in graph.nodes:
         box = key_of[node.key]
         if node.kind in ("parameter", "leaf", "tensor") and box[0] == "node":
             at = (frozenset(key_of[end] for end in group) for group in ends(node.key))
-            alike.setdefault((node.kind, home[box], *at), []).append(node.key)
+            role = roles.get(node.key)
+            alike.setdefault((node.kind, role, home[box], *at), []).append(node.key)
     for keys in alike.values():
         if len({key_of[key] for key in keys}) >= least:
             first = key_of[keys[0]]
@@ -152,19 +141,7 @@ def _join_tensors(
 
 def _is_elementwise(graph: Graph, key: int) -> bool:
     node = graph.nodes[key]
-    return node.kind == "function" and operation(node.label) in _ELEMENTWISE
-
-
-def operation(label: str) -> str:
-    """Return the operation that a node of autograd's graph differentiates.
-
-    Example:
-        >>> from torchopt_viz._view import operation
-        >>> operation("MulBackward0")
-        'Mul'
-    """
-    head, found, tail = label.rpartition("Backward")
-    return head if found and (not tail or tail.isdigit()) else label
+    return node.kind == "function" and is_elementwise(operation(node.label))
 
 
 def listed(labels: Sequence[str]) -> str:

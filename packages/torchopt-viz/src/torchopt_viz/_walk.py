@@ -7,14 +7,46 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
-from torch.autograd.graph import GradientEdge
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-__all__ = ["Function", "Slot", "after", "before", "in_order", "is_leaf", "slot_of"]
+from torchopt_viz._private import levels
+
+__all__ = [
+    "Function",
+    "Slot",
+    "after",
+    "before",
+    "edge_of",
+    "in_order",
+    "is_leaf",
+    "is_step",
+    "name_of",
+    "number_of",
+    "slot_of",
+]
 
 # a node of autograd's graph
 Function: TypeAlias = Any
 # one of its outputs
 Slot: TypeAlias = "tuple[Function, int]"
+
+
+def edge_of(tensor: Tensor) -> GradientEdge:
+    """Return where in a graph a tensor is that requires grad.
+
+    So does :func:`torch.autograd.graph.get_gradient_edge`, except for a leaf from outside of the
+    ``torch.func`` transform that is running.
+    """
+    if not tensor.is_leaf:
+        return get_gradient_edge(tensor)
+    with torch.enable_grad():
+        view = tensor.view_as(tensor)
+    function = next(x.grad_fn for x in levels(view) if x.grad_fn is not None)
+    (leaf, _), *_ = function.next_functions
+    assert leaf is not None
+    return GradientEdge(leaf, 0)
 
 
 def slot_of(edge: GradientEdge) -> Slot:
@@ -25,6 +57,22 @@ def slot_of(edge: GradientEdge) -> Slot:
 def is_leaf(function: Function) -> bool:
     """Return whether a node of autograd's graph stands for a leaf."""
     return type(function).__name__ == "AccumulateGrad"
+
+
+def is_step(function: Function) -> bool:
+    """Return whether a node is a fused optimizer step of `torchopt-accel`, or its backward."""
+    forward = getattr(type(function), "_forward_cls", None)
+    return forward is not None and forward.__module__.startswith("torchopt_accel.")
+
+
+def name_of(function: Function) -> str:
+    """Return what autograd calls a node, whatever its context calls itself (``ctx.name = ...``)."""
+    return str(type(function).name(function))
+
+
+def number_of(function: Function) -> int:
+    """Return the sequence number of a node: how many this thread had made before it."""
+    return int(type(function)._sequence_nr(function))
 
 
 def before(roots: Iterable[Function]) -> dict[Function, list[Slot]]:
@@ -77,4 +125,4 @@ def after(
 
 
 def _rank(function: Function) -> int:
-    return -1 if is_leaf(function) else int(function._sequence_nr())
+    return -1 if is_leaf(function) else number_of(function)

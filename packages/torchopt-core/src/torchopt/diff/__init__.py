@@ -1,5 +1,6 @@
-"""Ways to differentiate what autograd alone does not: implicitly, and by sampling.
+"""Three ways to a gradient: through the steps of a solver, implicitly, and by sampling.
 
+- :mod:`torchopt.diff.explicit`: through the steps of an inner loop, in bounded memory.
 - :mod:`torchopt.diff.implicit`: through the solution of a problem rather than the iterations that
   led to it (`torchopt-implicit`).
 - :mod:`torchopt.diff.zero_order`: from function values alone (`torchopt-zero`).
@@ -10,8 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torchopt._extensions import attributes
+from torchopt.diff import explicit
 
-__all__: list[str] = []
+__all__: list[str] = ["explicit"]
 
 if TYPE_CHECKING:
     from typing import TypeAlias

@@ -144,14 +144,9 @@ function drawLink(pen, link, { tree, colours, detail }, strong, faded) {
   }
 }
 
-/** A point on the longest stretch of a link, past its middle, where a frame may have its title. */
-function countPlace(points) {
-  const length = (i) => Math.hypot(points[i].x - points[i - 1].x, points[i].y - points[i - 1].y);
-  let longest = 1;
-  for (let i = 2; i < points.length; i++) if (length(i) > length(longest)) longest = i;
-  const [from, to] = [points[longest - 1], points[longest]];
-  const share = points.length === 2 ? 0.5 : 0.65;
-  return { x: from.x + share * (to.x - from.x), y: from.y + share * (to.y - from.y) };
+/** A point right after the source of a link, where there is neither a box nor a title. */
+function countPlace([from, next]) {
+  return { x: from.x, y: from.y + 14 * Math.sign(next.y - from.y) };
 }
 
 function drawBox(pen, box, { tree, colours, detail, hovered }) {

@@ -3,8 +3,8 @@
  * on its border for each item outside that one of its items is linked to.
  */
 const GAP = { layer: 34, box: 16, frame: 14, header: 30, lane: 5, bend: 9 };
-const SPAN = 6; // layers that a link may pass between boxes; longer ones go round all boxes
-const LANES = 6; // of the links that go round, on each side
+const BENDS = 4000; // of the links between boxes of a container; the longest go round all boxes
+const PASSES = ["out", "in"]; // ports of containers to order as the links outside are ordered
 const PORTS = 24; // ports on one side of a container before those of a neighbour are merged
 
 class Layout {
@@ -26,19 +26,35 @@ class Layout {
     for (const side of ["in", "out"]) countPorts(links, problems, side);
     for (const link of links) addLink(link, problems);
 
+    let scene = this.#place(tree, frames, problems, boxSize);
+    for (const side of PASSES) {
+      for (const link of links) wishPorts(link, side, scene, problems);
+      const other = this.#place(tree, frames, problems, boxSize);
+      if (other.crossings < scene.crossings) scene = other;
+    }
+    const { boxes, solved, size } = scene;
+    for (const link of links) link.points = route(link, boxes, solved);
+    const [width, height] = size.get(tree.root.id);
+    boxes.delete(tree.root.id);
+    return { boxes, links, width, height };
+  }
+
+  /** Lay out the containers, inner ones first, and place them, outer ones first. */
+  #place(tree, frames, problems, boxSize) {
     const size = new Map();
     const solved = new Map();
+    let crossings = 0;
     for (const id of [...frames].reverse()) {
       const problem = problems.get(id);
       for (const child of problem.children) if (!size.has(child)) size.set(child, boxSize(child));
-      const solution = this.#solve(problem, size);
+      const solution = this.#solve(problem, size, solved);
       solved.set(id, solution);
+      crossings += solution.crossings;
       const title = id === tree.root.id ? 0 : GAP.header;
       const least = id === tree.root.id ? 0 : boxSize(id)[0] + 30;
       const width = Math.max(solution.width, least) + 2 * GAP.frame;
       size.set(id, [width, solution.height + title + 2 * GAP.frame]);
     }
-
     const boxes = new Map();
     const [width, height] = size.get(tree.root.id);
     boxes.set(tree.root.id, { id: tree.root.id, x: 0, y: 0, width, height, open: true, depth: 0 });
@@ -56,16 +72,14 @@ class Layout {
         boxes.set(child, { id: child, ...corner, width: w, height: h, ...below });
       }
     }
-    for (const link of links) link.points = route(link, boxes, solved);
-    boxes.delete(tree.root.id);
-    return { boxes, links, width, height };
+    return { boxes, solved, size, crossings };
   }
 
-  #solve(problem, size) {
-    const key = problem.key(size);
+  #solve(problem, size, solved) {
+    const key = problem.key(size, solved);
     if (!this.#memory.has(key)) {
       if (this.#memory.size >= 200) this.#memory.clear();
-      this.#memory.set(key, problem.solve(size));
+      this.#memory.set(key, problem.solve(size, solved));
     }
     return this.#memory.get(key);
   }
@@ -161,60 +175,88 @@ function inOrder(children, links) {
 function countPorts(links, problems, side) {
   for (const link of links) {
     for (const id of side === "in" ? link.below : link.above) {
-      problems.get(id).outside[side].add(side === "in" ? link.top : link.bottom);
+      problems.get(id).ports[side].add(link.top);
     }
   }
 }
 
 /** Enter a link into the layout of each container that it passes, and keep its hops in order. */
 function addLink(link, problems) {
-  const { start, end } = link;
-  const hop = (frame, from, to) => {
-    problems.get(frame).edges.add(`${from}>${to}`);
-    link.hops.push([frame, from, to]);
+  const { start, end, above, below } = link;
+  const out = (i) => `out ${problems.get(above[i]).ports.out.size > PORTS ? end : link.top}`;
+  const into = (i) => `in ${problems.get(below[i]).ports.in.size > PORTS ? start : link.top}`;
+  const hop = (frame, from, leaves, to, enters) => {
+    link.hops.push([frame, problems.get(frame).connect(from, leaves, to, enters)]);
   };
-  link.above.forEach((frame, i) => {
-    const merged = problems.get(frame).outside.out.size > PORTS;
-    hop(frame, i ? link.above[i - 1] : link.top, `out ${merged ? end : link.bottom}`);
+  above.forEach((frame, i) => {
+    hop(frame, i ? above[i - 1] : link.top, i ? out(i - 1) : null, out(i), null);
   });
-  hop(link.meet, start, end);
-  for (let i = link.below.length - 1; i >= 0; i--) {
-    const frame = link.below[i];
-    const merged = problems.get(frame).outside.in.size > PORTS;
-    hop(frame, `in ${merged ? start : link.top}`, i ? link.below[i - 1] : link.bottom);
+  const [last, first] = [above.length - 1, below.length - 1];
+  hop(link.meet, start, last < 0 ? null : out(last), end, first < 0 ? null : into(first));
+  for (let i = first; i >= 0; i--) {
+    hop(below[i], into(i), null, i ? below[i - 1] : link.bottom, i ? into(i - 1) : null);
   }
 }
 
 class Problem {
   constructor(children) {
     this.children = children;
-    this.outside = { in: new Set(), out: new Set() };
-    this.edges = new Set();
+    this.ports = { in: new Set(), out: new Set() };
+    this.edges = new Map();
+    this.wishes = new Map();
   }
 
-  key(size) {
+  /** Add an edge between names, or between ports of those that are containers; return its key. */
+  connect(from, leaves, to, enters) {
+    const key = `${from}:${leaves}>${to}:${enters}`;
+    this.edges.set(key, { key, from: String(from), leaves, to: String(to), enters });
+    return key;
+  }
+
+  /** How far right of a container's middle a port of it is; null for what has no ports. */
+  static port(id, name, solved) {
+    if (name === null) return isPort(id) ? 0 : null;
+    const { at, width } = solved.get(Number(id));
+    return at.get(name).x - width / 2;
+  }
+
+  key(size, solved) {
     const boxes = this.children.map((id) => `${id}:${size.get(id)}`);
-    return `${boxes.join()};${[...this.edges].join()}`;
+    const edges = Array.from(this.edges.values(), ({ key, from, leaves, to, enters }) => {
+      return [key, Problem.port(from, leaves, solved), Problem.port(to, enters, solved)];
+    });
+    return `${boxes.join()};${edges.join()};${[...this.wishes].join()}`;
   }
 
-  solve(size) {
-    const edges = Array.from(this.edges, (edge) => edge.split(">"));
-    const entries = edges.map(([from]) => from).filter((id) => id.startsWith("in "));
-    const exits = edges.map(([, to]) => to).filter((id) => id.startsWith("out "));
+  solve(size, solved) {
+    const edges = Array.from(this.edges.values(), (edge) => ({
+      ...edge,
+      out: Problem.port(edge.from, edge.leaves, solved),
+      into: Problem.port(edge.to, edge.enters, solved),
+    }));
+    const entries = edges.map(({ from }) => from).filter((id) => id.startsWith("in "));
+    const exits = edges.map(({ to }) => to).filter((id) => id.startsWith("out "));
     const names = [...new Set(entries), ...this.children.map(String), ...new Set(exits)];
-    const extent = (name) => (/^(in|out) /.test(name) ? [1, 1] : size.get(Number(name)));
-    const layer = layers(names, edges, (name) => extent(name)[0]);
-    const span = ([from, to]) => layer.get(to) - layer.get(from);
-    const short = edges.filter((edge) => span(edge) <= SPAN);
-    const long = edges.filter((edge) => span(edge) > SPAN);
-    const rows = placeLayers(names, short, (name) => layer.get(name), extent, GAP);
+    const extent = (name) => (isPort(name) ? [1, 1] : size.get(Number(name)));
+    const pairs = edges.map(({ from, to }) => [from, to]);
+    const layer = layers(names, pairs, (name) => extent(name)[0]);
+    const span = ({ from, to }) => layer.get(to) - layer.get(from);
+    let bends = 0;
+    const [short, long] = [[], []];
+    for (const edge of [...edges].sort((a, b) => span(a) - span(b))) {
+      bends += span(edge) - 1;
+      (bends <= BENDS ? short : long).push(edge);
+    }
+    const wish = (name) => this.wishes.get(name);
+    const rows = placeLayers(names, short, (name) => layer.get(name), extent, wish, GAP);
     return placed(rows, long, layer);
   }
 }
 
-/** The places of names and the bends of edges, right of and below 0. */
-function placed({ at, bends }, long, layer) {
-  const points = [...bends.values()].flat();
+const isPort = (name) => /^(in|out) /.test(name);
+
+/** The places of names and the paths of edges, right of and below 0. */
+function placed({ at, paths, crossings }, long, layer) {
   const ends = (size, place) => {
     const boxes = [...at.values()];
     const low = boxes.reduce((least, box) => Math.min(least, box[place] - box[size] / 2), Infinity);
@@ -222,73 +264,100 @@ function placed({ at, bends }, long, layer) {
   };
   const [top, bottom] = ends("height", "y");
   let [left, right] = ends("width", "x");
-  for (const { x } of points) [left, right] = [Math.min(left, x), Math.max(right, x)];
-  [left, right] = goRound(long, at, layer, bends, left, right);
+  for (const { x } of [...paths.values()].flat()) {
+    [left, right] = [Math.min(left, x), Math.max(right, x)];
+  }
+  [left, right] = goRound(long, at, layer, paths, left, right);
   const moved = ({ x, y }) => ({ x: x - left, y: y - top });
-  for (const [name, box] of at) at.set(name, moved(box));
-  for (const [name, path] of bends) bends.set(name, path.map(moved));
-  return { at, bends, width: right - left, height: bottom - top };
+  for (const [name, { x, y }] of at) at.set(name, moved({ x, y }));
+  for (const [key, path] of paths) paths.set(key, path.map(moved));
+  return { at, paths, crossings, width: right - left, height: bottom - top };
 }
 
-/** Lead long edges past all boxes, on lanes left and right of them, a lane for each source. */
-function goRound(edges, at, layer, bends, left, right) {
-  const tops = [];
-  const bottoms = [];
-  for (const [name, { y, height }] of at) {
-    const row = layer.get(name);
-    tops[row] = Math.min(tops[row] ?? Infinity, y - height / 2);
-    bottoms[row] = Math.max(bottoms[row] ?? -Infinity, y + height / 2);
-  }
-  const lanes = [new Map(), new Map()];
+/**
+ * Lead long edges past all boxes, on lanes left and right of them, one for each source: a shorter
+ * edge on an inner lane, so that it crosses none of the longer ones.
+ */
+function goRound(edges, at, layer, paths, left, right) {
   const middle = (left + right) / 2;
-  for (const [from, to] of edges) {
-    const [start, end] = [at.get(from), at.get(to)];
-    const side = end.x < middle ? 0 : 1;
-    if (!lanes[side].has(from)) lanes[side].set(from, lanes[side].size % LANES);
-    const lane = lanes[side].get(from);
-    const away = 10 + GAP.lane * lane;
-    const x = side ? right + away : left - away;
-    const [first, last] = [bottoms[layer.get(from)] + 5 + 2 * lane, tops[layer.get(to)] - 12];
-    const corners = [[start.x, first], [x, first], [x, last], [end.x, last]];
-    bends.set(`${from}>${to}`, corners.map(([x, y]) => ({ x, y })));
+  const sides = [[], []];
+  const bySource = new Map();
+  for (const edge of edges) {
+    const source = `${edge.from}:${edge.leaves}`;
+    if (!bySource.has(source)) bySource.set(source, []);
+    bySource.get(source).push(edge);
   }
-  const margin = (side) => (lanes[side].size ? 10 + GAP.lane * LANES : 0);
-  return [left - margin(0), right + margin(1)];
+  for (const own of bySource.values()) {
+    const mean = own.reduce((sum, { to }) => sum + at.get(to).x, 0) / own.length;
+    const start = layer.get(own[0].from);
+    const end = Math.max(...own.map(({ to }) => layer.get(to)));
+    sides[mean < middle ? 0 : 1].push({ own, start, end });
+  }
+  const reach = sides.map((bundles) => lead(bundles));
+  return [left - reach[0], right + reach[1]];
+
+  function lead(bundles) {
+    const side = bundles === sides[1];
+    bundles.sort((a, b) => a.end - a.start - (b.end - b.start));
+    const lanes = [];
+    for (const bundle of bundles) {
+      const free = (lane) => lane.every(({ start, end }) => bundle.end < start || end < bundle.start);
+      let lane = lanes.findIndex(free);
+      if (lane < 0) lane = lanes.push([]) - 1;
+      lanes[lane].push(bundle);
+      bundle.lane = lane;
+    }
+    for (const { own, lane } of bundles) {
+      const away = 10 + GAP.lane * lane;
+      const x = side ? right + away : left - away;
+      const share = lane / Math.max(1, lanes.length);
+      for (const { key, from, to, out, into } of own) {
+        const [start, end] = [at.get(from), at.get(to)];
+        const startX = out === null ? within(x, start) : start.x + out;
+        const endX = into === null ? within(x, end) : end.x + into;
+        const first = start.bottom + 4 + 12 * share;
+        const last = end.top - 6 - 10 * share;
+        const corners = [[startX, start.y + start.height / 2], [startX, first], [x, first]];
+        corners.push([x, last], [endX, last], [endX, end.y - end.height / 2]);
+        paths.set(key, corners.map(([x, y]) => ({ x, y })));
+      }
+    }
+    return lanes.length ? 10 + GAP.lane * lanes.length : 0;
+  }
 }
 
-/** The points of a link: from its source, through ports and bends, to its target. */
-function route(link, boxes, solved) {
-  const points = [];
-  const add = (x, y) => points.push({ x, y });
-  const port = (frame, name) => boxes.get(frame).left + solved.get(frame).at.get(name).x;
-  link.hops.forEach(([id, from, to], i) => {
-    const frame = boxes.get(id);
-    const bends = solved.get(id).bends.get(`${from}>${to}`);
-    // these aim at the middle of a frame, which is not where its port is
-    const [start, end] = [Number(boxes.get(from)?.open ?? 0), Number(boxes.get(to)?.open ?? 0)];
-    for (const { x, y } of bends.slice(start, bends.length - end)) {
-      add(frame.left + x, frame.top + y);
+/** Ask for the ports of a link on one side to be where it comes from or goes to now. */
+function wishPorts(link, side, { boxes, solved }, problems) {
+  const x = (id, { x }) => boxes.get(id).left + x;
+  link.hops.forEach(([id, key], i) => {
+    const { from, to } = problems.get(id).edges.get(key);
+    const wishes = problems.get(id).wishes;
+    const path = solved.get(id).paths.get(key);
+    if (side === "in" && isPort(from)) {
+      const [outer, before] = link.hops[i - 1];
+      wishes.set(from, x(outer, solved.get(outer).paths.get(before).at(-2) ?? path[0]));
     }
-    if (String(to).startsWith("out ")) add(port(id, to), frame.y + frame.height);
-    else if (i + 1 < link.hops.length) {
-      const [below, entry] = link.hops[i + 1];
-      add(port(below, entry), boxes.get(below).y);
+    if (side === "out" && isPort(to)) {
+      const [outer, after] = link.hops[i + 1];
+      wishes.set(to, x(outer, solved.get(outer).paths.get(after)[1] ?? path[0]));
     }
   });
-  const first = boxes.get(link.top);
-  const last = boxes.get(link.bottom);
-  const centre = (box) => box.x + box.width / 2;
-  const next = points[0]?.x ?? centre(last);
-  const previous = points.at(-1)?.x ?? centre(first);
-  points.unshift({ x: within(next, first), y: first.y + first.height });
-  points.push({ x: within(previous, last), y: last.y });
-  // so that the links there and back are seen apart
-  return link.back ? points.reverse().map(({ x, y }) => ({ x: x + 9, y })) : points;
 }
 
-/** The x on the border of a box that is nearest to another x. */
-function within(x, box) {
-  const reach = 0.35 * box.width;
-  const centre = box.x + box.width / 2;
-  return Math.min(Math.max(x, centre - reach), centre + reach);
+/** The points of a link: its path in each container, from port to port. */
+function route(link, boxes, solved) {
+  const points = [];
+  const add = (x, y) => {
+    const before = points.at(-1);
+    if (before && before.x === x && before.y === y) return;
+    const straight = points.length > 1 && points.at(-2).x === x && before.x === x;
+    if (straight) points.pop();
+    points.push({ x, y });
+  };
+  for (const [id, key] of link.hops) {
+    const frame = boxes.get(id);
+    for (const { x, y } of solved.get(id).paths.get(key)) add(frame.left + x, frame.top + y);
+  }
+  // so that the links there and back are seen apart
+  return link.back ? points.reverse().map(({ x, y }) => ({ x: x + 9, y })) : points;
 }

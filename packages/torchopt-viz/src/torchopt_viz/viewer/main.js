@@ -1,32 +1,62 @@
-/** What mouse and keyboard do, and what scripts may ask of the page. */
+function showPanel(shown) {
+  byId("panel").hidden = !shown;
+  byId("toggle-panel").setAttribute("aria-expanded", String(shown));
+}
+
+/** What mouse, fingers and keyboard do, and what scripts may ask of the page. */
 function listen(viewer) {
-  let drag = null;
   const place = (event) => [event.offsetX, event.offsetY];
+  const down = new Map(); // the places of the mouse button or the fingers that are down
+  let moved = false;
+  const middle = () => {
+    const [x, y] = [0, 1].map((i) => [...down.values()].reduce((sum, at) => sum + at[i], 0) / down.size);
+    const apart = [...down.values()].reduce((sum, at) => sum + Math.hypot(at[0] - x, at[1] - y), 0);
+    return { x, y, apart };
+  };
   canvas.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
-    drag = { x: event.offsetX, y: event.offsetY, moved: false };
+    if (!down.size) moved = false;
+    else moved = true; // two fingers pinch, and touch nothing
+    down.set(event.pointerId, place(event));
     canvas.setPointerCapture(event.pointerId);
   });
   canvas.addEventListener("pointermove", (event) => {
     const [x, y] = place(event);
-    if (!drag) return viewer.hover(viewer.at(x, y), x, y);
-    if (!drag.moved && Math.hypot(x - drag.x, y - drag.y) < 4) return;
+    if (!down.has(event.pointerId)) {
+      if (event.pointerType !== "touch") viewer.hover(viewer.at(x, y), x, y);
+      return;
+    }
+    const slack = event.pointerType === "touch" ? 10 : 4;
+    const [startX, startY] = down.get(event.pointerId);
+    if (!moved && Math.hypot(x - startX, y - startY) < slack) return;
+    moved = true;
     viewer.hover(null);
-    viewer.pan(x - drag.x, y - drag.y);
-    drag = { x, y, moved: true };
+    const before = middle();
+    down.set(event.pointerId, [x, y]);
+    const after = middle();
+    viewer.pan(after.x - before.x, after.y - before.y);
+    if (before.apart && after.apart) viewer.zoom(after.apart / before.apart, after.x, after.y);
     canvas.classList.add("dragging");
   });
+  const lift = (event) => {
+    down.delete(event.pointerId);
+    if (!down.size) canvas.classList.remove("dragging");
+  };
   canvas.addEventListener("pointerup", (event) => {
-    if (drag && !drag.moved) {
+    if (down.has(event.pointerId) && !moved) {
+      const [x, y] = place(event);
+      const id = viewer.at(x, y);
       viewer.focused = null;
-      viewer.activate(viewer.at(...place(event)));
-      viewer.hover(null);
+      viewer.activate(id);
+      // a finger cannot point without touching: what it has selected is told at once
+      viewer.hover(event.pointerType === "touch" && viewer.selected === id ? id : null, x, y);
     }
-    drag = null;
-    canvas.classList.remove("dragging");
+    lift(event);
   });
-  canvas.addEventListener("pointercancel", () => (drag = null));
-  canvas.addEventListener("pointerleave", () => viewer.hover(null));
+  canvas.addEventListener("pointercancel", lift);
+  canvas.addEventListener("pointerleave", (event) => {
+    if (event.pointerType !== "touch") viewer.hover(null);
+  });
   canvas.addEventListener("wheel", (event) => {
     event.preventDefault();
     const lines = event.deltaMode === WheelEvent.DOM_DELTA_LINE ? 16 : 1;
@@ -57,6 +87,7 @@ function listen(viewer) {
   document.addEventListener("keydown", (event) => {
     if (event.key !== "/" || event.target === byId("query")) return;
     event.preventDefault();
+    showPanel(true);
     byId("query").select();
   });
 
@@ -73,10 +104,7 @@ function listen(viewer) {
     link.click();
     setTimeout(() => URL.revokeObjectURL(url), 10000);
   });
-  click("toggle-panel", ({ currentTarget }) => {
-    byId("panel").hidden = !byId("panel").hidden;
-    currentTarget.setAttribute("aria-expanded", String(!byId("panel").hidden));
-  });
+  click("toggle-panel", () => showPanel(byId("panel").hidden));
   let pause;
   byId("query").addEventListener("input", ({ target }) => {
     clearTimeout(pause);
@@ -136,8 +164,14 @@ function handle(viewer) {
         height: scale * box.height,
       }));
     },
+    /** By item, the container around it. */
+    get parents() {
+      return Object.fromEntries([...tree.parent.entries()].filter(([, above]) => above >= 0));
+    },
     get links() {
       return viewer.scene.links.map((link) => ({
+        source: link.from,
+        target: link.to,
         from: tree.title(link.from),
         to: tree.title(link.to),
         count: link.count,
@@ -150,6 +184,7 @@ function handle(viewer) {
 
 readGraph().then(
   (graph) => {
+    showPanel(!matchMedia("(max-width: 700px)").matches); // on a phone the graph comes first
     const viewer = new Viewer(graph);
     listen(viewer);
     window.torchopt = handle(viewer);

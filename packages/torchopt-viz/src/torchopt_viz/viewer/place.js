@@ -4,7 +4,9 @@
  */
 const BREADTH = 1100; // width of the boxes of one layer before another layer is begun
 const ORDERINGS = 12;
+const PATIENCE = 4; // orderings without fewer crossings before no more are tried
 const SHIFTS = 16;
+const SPREAD = 0.35; // how far from its middle a link may leave a box, of its width
 
 /**
  * A layer for each name, none too broad: as early as its inputs allow, but next to what uses it if
@@ -52,87 +54,162 @@ function layers(names, edges, width) {
 
 /**
  * @param names All boxes.
- * @param edges [from, to] pairs with layer(from) < layer(to); each is led through the layers between.
+ * @param edges {key, from, to, out, into}: between names with layer(from) < layer(to); led through
+ *   the layers between. `out` and `into` say how far right of the middle of a name the edge leaves
+ *   and enters it; null where that is free.
  * @param layer The layer of a name, from 0.
  * @param extent The [width, height] of a name.
+ * @param wish Where a name is to be among those of its layer; undefined where that is free.
  * @param gap The distances of layers and of boxes.
- * @return at: the {x, y, width, height} of each name; bends: the points of each "from>to".
+ * @return at: the {x, y, width, height, top, bottom} of each name, the last two those of its row;
+ *   paths: the points of each edge by its key, from the border of one name to that of the other;
+ *   crossings: how many there are.
  */
-function placeLayers(names, edges, layer, extent, gap) {
+function placeLayers(names, edges, layer, extent, wish, gap) {
   const rows = [];
   const add = (row, width, height, bend) => {
     const cell = { row, width, height, bend, up: [], down: [], x: 0, y: 0, place: 0 };
     (rows[row] ??= []).push(cell);
     return cell;
   };
-  const cells = new Map(names.map((name) => [name, add(layer(name), ...extent(name), false)]));
+  const cells = new Map();
+  for (const name of names) {
+    const cell = add(layer(name), ...extent(name), false);
+    cell.fixed = wish(name);
+    cells.set(name, cell);
+  }
   const paths = new Map();
-  for (const [from, to] of edges) {
-    const path = [cells.get(from)];
-    for (let row = path[0].row + 1; row < layer(to); row++) path.push(add(row, 1, 0, true));
-    path.push(cells.get(to));
-    for (let i = 1; i < path.length; i++) {
-      path[i - 1].down.push(path[i]);
-      path[i].up.push(path[i - 1]);
+  const join = (above, leaves, below, enters) => {
+    above.down.push({ cell: below, own: leaves, at: enters });
+    below.up.push({ cell: above, own: enters, at: leaves });
+  };
+  const trunks = new Map(); // edges that leave a name together part where they have to
+  for (const { key, from, to, out, into } of edges) {
+    const source = `${from}:${out}`;
+    if (!trunks.has(source)) trunks.set(source, [cells.get(from)]);
+    const trunk = trunks.get(source);
+    const bends = layer(to) - trunk[0].row;
+    while (trunk.length < bends) {
+      const bend = add(trunk[0].row + trunk.length, 1, 0, true);
+      join(trunk.at(-1), trunk.length === 1 ? (out ?? 0) : 0, bend, 0);
+      trunk.push(bend);
     }
-    paths.set(`${from}>${to}`, path.slice(1, -1));
+    const path = [...trunk.slice(0, bends), cells.get(to)];
+    join(path.at(-2), bends === 1 ? (out ?? 0) : 0, path.at(-1), into ?? 0);
+    paths.set(key, { path, out, into });
   }
   const full = rows.filter(Boolean);
-  orderRows(full);
+  const crossings = orderRows(full);
   shiftRows(full, gap);
   let y = 0;
   for (const row of full) {
     const height = row.reduce((most, cell) => Math.max(most, cell.height), 0);
-    for (const cell of row) cell.y = y + height / 2;
+    for (const cell of row) Object.assign(cell, { y: y + height / 2, top: y, bottom: y + height });
     y += height + gap.layer;
   }
   const at = new Map(names.map((name) => [name, cells.get(name)]));
-  const bends = new Map();
-  for (const [edge, path] of paths) bends.set(edge, path.map(({ x, y }) => ({ x, y })));
-  return { at, bends };
+  const points = new Map();
+  for (const [key, found] of paths) points.set(key, pathPoints(found));
+  return { at, paths: points, crossings };
+}
+
+/** Straight down through each row, so that boxes beside are not met; aslant between rows. */
+function pathPoints({ path, out, into }) {
+  const last = path.length - 1;
+  const fixed = (i) => (i === 0 ? out : i === last ? into : 0);
+  const at = (i, near) => {
+    const offset = fixed(i);
+    return offset === null ? within(near, path[i]) : path[i].x + offset;
+  };
+  const middle = (i) => path[i].x + (fixed(i) ?? 0);
+  const points = [];
+  const add = (x, y) => {
+    const before = points.at(-1);
+    if (!before || before.x !== x || before.y !== y) points.push({ x, y });
+  };
+  path.forEach((cell, i) => {
+    const x = at(i, middle(i === 0 ? 1 : i - 1));
+    if (i > 0) add(x, cell.top);
+    if (i === last) add(x, cell.y - cell.height / 2);
+    else {
+      if (i === 0) add(x, cell.y + cell.height / 2);
+      add(x, cell.bottom);
+    }
+  });
+  return points;
+}
+
+/** The x on the border of a box that is nearest to another x. */
+function within(x, { x: middle, width }) {
+  return Math.min(Math.max(x, middle - SPREAD * width), middle + SPREAD * width);
 }
 
 /** Order each row by the mean place of what its cells are linked to, down and up in turn. */
 function orderRows(rows) {
   const number = (row) => row.forEach((cell, i) => (cell.place = i));
-  rows.forEach(number);
+  for (const row of rows) {
+    if (row.every(({ fixed }) => fixed !== undefined)) row.sort((a, b) => a.fixed - b.fixed);
+    number(row);
+  }
   let best = rows.map((row) => [...row]);
   let least = crossings(rows);
-  for (let turn = 0; turn < ORDERINGS && least > 0; turn++) {
+  let last = 0;
+  for (let turn = 0; turn < ORDERINGS && least > 0 && turn - last < PATIENCE; turn++) {
     const down = turn % 2 === 0;
     for (const row of down ? rows : [...rows].reverse()) {
+      if (row.every(({ fixed }) => fixed !== undefined)) continue;
       for (const cell of row) {
         const linked = down ? cell.up : cell.down;
-        cell.wish = linked.length ? mean(linked, (other) => other.place) : cell.place;
+        cell.wish = linked.length ? mean(linked, placeOf) : cell.place;
       }
       row.sort((a, b) => a.wish - b.wish);
       number(row);
     }
     const found = crossings(rows);
     if (found < least) {
-      least = found;
+      [least, last] = [found, turn];
       best = rows.map((row) => [...row]);
     }
   }
   rows.forEach((row, i) => row.splice(0, row.length, ...best[i]));
   rows.forEach(number);
+  return least;
 }
+
+/** Where a link ends in a row: the place of its cell, and between two places where on the cell. */
+const placeOf = ({ cell, at }) => cell.place + (0.9 * at) / cell.width;
 
 /** How many links between neighbouring rows cross: inversions, counted with a Fenwick tree. */
 function crossings(rows) {
   let count = 0;
   for (const row of rows) {
-    const ends = row.flatMap((cell) => cell.down.map(({ place }) => place).sort((a, b) => a - b));
-    const size = ends.reduce((most, end) => Math.max(most, end), 0) + 1;
-    const sums = new Int32Array(size + 1);
-    ends.forEach((end, seen) => {
+    const ends = [];
+    for (const { down } of row) {
+      if (down.length > 1) down.sort((a, b) => a.own - b.own || placeOf(a) - placeOf(b));
+      for (const link of down) ends.push(placeOf(link));
+    }
+    const sorted = Float64Array.from(ends).sort();
+    const sums = new Int32Array(ends.length + 1);
+    for (let seen = 0; seen < ends.length; seen++) {
+      const rank = rankOf(ends[seen], sorted);
       let before = 0;
-      for (let i = end + 1; i > 0; i -= i & -i) before += sums[i];
+      for (let i = rank; i > 0; i -= i & -i) before += sums[i];
       count += seen - before;
-      for (let i = end + 1; i <= size; i += i & -i) sums[i]++;
-    });
+      for (let i = rank; i <= ends.length; i += i & -i) sums[i]++;
+    }
   }
   return count;
+}
+
+/** How many values are at most this one. */
+function rankOf(value, sorted) {
+  let [low, high] = [0, sorted.length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (sorted[middle] <= value) low = middle + 1;
+    else high = middle;
+  }
+  return low;
 }
 
 /** Move the cells of each row to where their links are short and straight. */
@@ -151,7 +228,7 @@ function shiftRows(rows, gap) {
       for (const cell of row) {
         const near = down ? cell.up : cell.down;
         const linked = near.length ? near : down ? cell.down : cell.up;
-        cell.wish = linked.length ? mean(linked, (other) => other.x, pull) : cell.x;
+        cell.wish = linked.length ? mean(linked, straight, pull) : cell.x;
         // a bend pulls more, so that long links are straight
         cell.weight = cell.bend ? 4 : 1 + linked.length;
       }
@@ -160,14 +237,15 @@ function shiftRows(rows, gap) {
   }
 }
 
-const pull = (cell) => (cell.bend ? 3 : 1);
+const straight = ({ cell, own, at }) => cell.x + at - own;
+const pull = ({ cell }) => (cell.bend ? 3 : 1);
 
-function mean(cells, value, weight = () => 1) {
+function mean(links, value, weight = () => 1) {
   let sum = 0;
   let total = 0;
-  for (const cell of cells) {
-    sum += weight(cell) * value(cell);
-    total += weight(cell);
+  for (const link of links) {
+    sum += weight(link) * value(link);
+    total += weight(link);
   }
   return sum / total;
 }

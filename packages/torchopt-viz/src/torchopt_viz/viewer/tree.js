@@ -61,10 +61,15 @@ class Tree {
     const leaf = new Set(["parameter", "leaf"].map((kind) => this.graph.strings.indexOf(kind)));
     const kinds = this.graph.columns.kind;
     for (const container of [...this.containers]) {
-      const leaves = container.children.filter((id) => leaf.has(kinds[id]));
-      if (leaves.length > MANY_LEAVES && leaves.length < container.children.length) {
+      const byRole = new Map(); // weights, learning rates and moments stay apart
+      for (const id of container.children.filter((id) => leaf.has(kinds[id]))) {
+        const role = this.graph.text("role", id);
+        byRole.set(role, [...(byRole.get(role) ?? []), id]);
+      }
+      for (const [role, leaves] of byRole) {
+        if (leaves.length <= MANY_LEAVES || leaves.length === container.children.length) continue;
         const named = leaves.every((id) => this.kind(id) === "parameter");
-        const box = this.#add("leaves", named ? "parameters" : "leaves");
+        const box = this.#add("leaves", `${named ? "parameters" : "leaves"}${role && `: ${role}`}`);
         box.children = leaves;
         const inside = new Set(leaves);
         container.children = container.children.filter((id) => !inside.has(id));

@@ -1,7 +1,7 @@
 /** The view on the graph: what is open, marked and in sight. */
 const MOST_BOXES = 6000;
 const FEW_BOXES = 40;
-const ZOOM = { least: 0.01, most: 4, legible: 0.6 };
+const ZOOM = { least: 0.01, legible: 0.6, full: 1, most: 4 };
 const canvas = byId("canvas");
 
 class Viewer {
@@ -87,8 +87,8 @@ class Viewer {
     const after = this.scene.boxes.get(id);
     if (before && after) {
       const anchor = (box) => (box.open ? box.x + 24 : box.x + 12);
-      this.view.x += this.view.scale * (anchor(before) - anchor(after));
-      this.view.y += this.view.scale * (before.y - after.y);
+      const { scale } = this.view;
+      this.pan(scale * (anchor(before) - anchor(after)), scale * (before.y - after.y));
     }
     this.draw();
   }
@@ -179,11 +179,12 @@ class Viewer {
   }
 
   /** Show the whole graph, or from its top as much of it as can be read. */
-  fit(least = ZOOM.least) {
-    const margin = { top: 60, side: 24 };
+  fit(readable = false) {
+    const margin = { top: byId("tools").offsetHeight + 28, side: this.width < 500 ? 12 : 24 };
     const { width, height } = this.scene;
     const across = (this.width - 2 * margin.side) / width;
     const down = (this.height - margin.top - margin.side) / height;
+    const least = readable ? Math.min(Math.max(across, ZOOM.legible), ZOOM.full) : ZOOM.least;
     const scale = Math.max(Math.min(across, down, 1.25), least);
     const spare = this.height - margin.top - margin.side - scale * height;
     this.view = {
@@ -191,11 +192,12 @@ class Viewer {
       x: (this.width - scale * width) / 2,
       y: margin.top + Math.max(0, spare / 2),
     };
+    this.fitted = { view: this.view, readable };
     this.draw();
   }
 
   start() {
-    this.fit(ZOOM.legible);
+    this.fit(true);
   }
 
   pan(x, y) {
@@ -315,7 +317,10 @@ class Viewer {
   }
 
   resized() {
+    const [width, height] = [this.width, this.height];
     this.#resize();
+    if (this.fitted.view === this.view) this.fit(this.fitted.readable);
+    else this.pan((this.width - width) / 2, (this.height - height) / 2);
     this.#paint();
   }
 
