@@ -1,6 +1,6 @@
-"""Batched quadratic programs beside qpth and cvxpylayers: forward, backward, and accuracy.
+"""Batched quadratic programs beside qpth: forward, backward, and accuracy.
 
-Run where the packages to compare with are installed (``pip install qpth cvxpylayers``); one that is
+Run where the packages to compare with are installed (``pip install qpth``); one that is
 missing is left out, and said so::
 
     python benchmarks/implicit_qp.py --batch 128 --size 100 --inequalities 100
@@ -65,27 +65,11 @@ def with_qpth() -> Forward:
     return lambda Q, q, G, h: function(Q, q, G, h, none, none)
 
 
-def with_cvxpylayers(size: int, inequalities: int) -> Forward:
-    cvxpy = import_module("cvxpy")
-    CvxpyLayer = import_module("cvxpylayers.torch").CvxpyLayer
-    root = cvxpy.Parameter((size, size))
-    q, h = cvxpy.Parameter(size), cvxpy.Parameter(inequalities)
-    G = cvxpy.Parameter((inequalities, size))
-    z = cvxpy.Variable(size)
-    objective = cvxpy.Minimize(0.5 * cvxpy.sum_squares(root @ z) + q @ z)
-    problem = cvxpy.Problem(objective, [G @ z <= h])
-    layer = CvxpyLayer(problem, parameters=[root, q, G, h], variables=[z])
-    # its default is accurate to three digits
-    options = {"solve_method": "Clarabel"}
-    return lambda Q, q, G, h: layer(torch.linalg.cholesky(Q).mT, q, G, h, solver_args=options)[0]
-
-
-def available(size: int, inequalities: int) -> dict[str, Forward]:
+def available() -> dict[str, Forward]:
     """Return the solvers that are installed."""
     makers: dict[str, Callable[[], Forward]] = {
         "qp": lambda: with_qp,
         "qpth": with_qpth,
-        "cvxpylayers": lambda: with_cvxpylayers(size, inequalities),
     }
     found = {}
     for name, make in makers.items():
@@ -145,13 +129,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    warnings.filterwarnings("ignore", module="(qpth|cvxpy|diffcp|scipy).*")
+    warnings.filterwarnings("ignore", module="(qpth|scipy).*")
 
     problems = make_problems(arguments.batch, arguments.size, arguments.inequalities)
     weights = torch.randn(
         problems["q"].shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64
     )
-    solvers = available(arguments.size, arguments.inequalities)
+    solvers = available()
     times: dict[str, list[Timing]] = {name: [] for name in solvers}
     results = {}
     for round_ in range(arguments.repeats + 1):

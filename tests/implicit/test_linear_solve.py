@@ -23,7 +23,7 @@ from torchopt_implicit.linear_solve import (
     solve_lu,
     solve_normal_cg,
 )
-from torchopt_implicit.linear_solve._iterate import Stop
+from torchopt_implicit.linear_solve._krylov import Stop
 
 N = 5
 ITERATIVE = {"maxiter": 500}
@@ -225,7 +225,7 @@ def test_the_transposed_solve_reuses_the_factorization(
 
 def test_accelerators_are_waited_for_in_every_tenth_iteration_only() -> None:
     unreadable = torch.ones(3, dtype=torch.bool, device="meta")
-    stop = Stop(tolerance=torch.zeros(()), limit=100)
+    stop = Stop(tolerance=torch.zeros(()), limit=100, size=torch.ones(()))
     assert not any(stop.is_due(i, unreadable) for i in range(1, 10))
     with pytest.raises(RuntimeError, match="meta"):
         stop.is_due(10, unreadable)

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchopt_implicit.linalg import LinearOperator
+from torchopt_implicit.linalg import LinearOperator, csr_operator
+from torchopt_implicit.linear_solve import solve_gmres
 
 pytestmark = pytest.mark.usefixtures("float64")
 LIKE = {"a": torch.zeros(2, 2), "b": torch.zeros(())}
@@ -172,3 +173,60 @@ def test_operators_that_do_not_fit_are_refused(
     A, B = (LinearOperator.identity(torch.zeros(n)) for n in (2, 3))
     with pytest.raises(ValueError, match=message):
         combine(A, B)
+
+
+def compressed(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    sparse = matrix.to_sparse_csr()
+    return sparse.crow_indices(), sparse.col_indices(), sparse.values()
+
+
+CSR_IS_BETA = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+
+
+@CSR_IS_BETA
+@pytest.mark.parametrize("shape", [(4, 4), (3, 5), (5, 3), (0, 2)])
+def test_sparse_operators_are_their_matrices(shape: tuple[int, int]) -> None:
+    dense = torch.randn(shape) * (torch.rand(shape) < 0.5)
+    A = csr_operator(*compressed(dense), shape)
+    torch.testing.assert_close(A.as_matrix(), dense)
+    if shape[0]:
+        torch.testing.assert_close(A.T.as_matrix(), dense.T)
+
+
+@CSR_IS_BETA
+def test_solves_have_gradients_in_the_values_of_sparse_operators() -> None:
+    dense = torch.eye(5) * 3 + torch.randn(5, 5) * (torch.rand(5, 5) < 0.3)
+    crow, col, values = compressed(dense)
+    values.requires_grad_()
+    b = torch.randn(5, requires_grad=True)
+
+    def ours(values: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return solve_gmres(rtol=1e-13)(csr_operator(crow, col, values, (5, 5)), b)
+
+    torch.testing.assert_close(ours(values, b), torch.linalg.solve(dense, b))
+    assert torch.autograd.gradcheck(ours, (values, b))
+    batch = torch.stack([values, 2 * values]).detach()
+    looped = torch.stack([ours(row, b.detach()) for row in batch])
+    torch.testing.assert_close(torch.vmap(ours, (0, None))(batch, b.detach()), looped)
+
+
+@CSR_IS_BETA
+@pytest.mark.parametrize("convert", [torch.Tensor.to_sparse_csr, torch.Tensor.to_sparse])
+def test_sparse_tensors_of_torch_are_operators(convert: Any) -> None:
+    dense, b = torch.eye(4) * 2 + torch.diag(torch.ones(3), 1), torch.randn(4)
+    b.requires_grad_()
+    x = solve_gmres(rtol=1e-13)(convert(dense), b)
+    (gradient,) = torch.autograd.grad(x.sum(), b)
+    torch.testing.assert_close(x, torch.linalg.solve(dense, b))
+    torch.testing.assert_close(gradient, torch.linalg.inv(dense).sum(0))
+    with pytest.raises(NotImplementedError, match="csr_operator"):
+        solve_gmres()(convert(dense).requires_grad_(), b)
+
+
+@CSR_IS_BETA
+def test_sparse_matrices_that_do_not_fit_are_refused() -> None:
+    crow, col, values = compressed(torch.eye(3))
+    with pytest.raises(ValueError, match=r"`crow_indices` of shape \(5,\)"):
+        csr_operator(crow, col, values, (4, 3))
+    with pytest.raises(TypeError, match="`values` must be real"):
+        csr_operator(crow, col, values.long(), (3, 3))

@@ -252,6 +252,23 @@ def test_programs_without_a_solution_are_told_apart(name: str) -> None:
         qp(*(x[0] for x in data), throw=True)
 
 
+FAR = {
+    "a row of small size": ([[1.0]], [[-1e-3]], [-100.0], 1e5),
+    "a bound far off": ([[1e5]], [[-1.0]], [-1e5], 1e5),
+    "a row of tiny size": ([[1.0]], [[-1e-6]], [-1.0], 1e6),
+    "an objective of small size": ([[1e-5]], [[-1.0]], [-1e5], 1e5),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_a_solution_far_from_the_start_is_found_and_not_called_infeasible(name: str) -> None:
+    Q, G, h, expected = FAR[name]
+    data = (torch.tensor(x, dtype=torch.float64) for x in (Q, [0.0], G, h))
+    solution = qp(*data)
+    assert solution.info.status is Status.CONVERGED
+    assert solution.z.item() == pytest.approx(expected)
+
+
 def test_a_program_without_a_solution_leaves_its_batch_alone() -> None:
     data = problem(3, n=6, m=10, p=2)
     spoiled = tuple(x.clone() for x in data)

@@ -289,7 +289,7 @@ def test_the_solver_runs_without_gradients_and_the_solution_may_be_written_to() 
     torch.testing.assert_close(a.grad, torch.full((2,), 4.0))
 
 
-@pytest.mark.parametrize("argnums", [0, -1, (), (0, 1), [1, 0]])
+@pytest.mark.parametrize("argnums", [0, -1, (0, 1), [1, 0]])
 def test_argnums_start_at_1(argnums: Any) -> None:
     with pytest.raises(ValueError, match="`argnums` must be positions from 1 on"):
         custom_root(lambda x, a: x, argnums=argnums)
@@ -315,9 +315,9 @@ def untyped(*args: Any) -> Any:
         ),
         (lambda: custom_root(untyped, 2)(untyped)(0, 1), ValueError, "there are 2, got 2"),
         (
-            lambda: custom_root(untyped, 1)(untyped)(None, {"a": [torch.ones(1), 2.0]}),
+            lambda: custom_root(untyped, 1)(untyped)(None, {"a": [1.0, 2.0]}),
             TypeError,
-            r"argument 1, .*must be a tree of tensors, got float at \['a'\]\[1\]",
+            r"argument 1, .*must be a tree with tensors in it, got float at \['a'\]\[0\]",
         ),
         (
             lambda: custom_root(untyped, 1)(lambda x, a: 3.0)(None, torch.ones(1)),

@@ -12,16 +12,21 @@ import torch
 from torch.func import grad, hessian, jacfwd, jacrev, vmap
 
 from torchopt_implicit import FailedSolveError, FailedSolveWarning, Status
+from torchopt_implicit.linear_solve import solve_cg, solve_gmres, solve_lu
 from torchopt_implicit.solvers import (
     Solver,
     _loop,
     anderson,
+    bfgs,
     bisection,
     broyden,
+    dogleg,
+    gauss_newton,
     gradient_descent,
     lbfgs,
     levenberg_marquardt,
     newton,
+    nonlinear_cg,
     project_ball,
     project_box,
     project_simplex,
@@ -64,6 +69,16 @@ def in_ball(x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
     return project_ball(x, 0.3 + 0.1 * a[1] ** 2)
 
 
+def newton_krylov(function: Any, **options: Any) -> Solver:
+    options.setdefault("derivative_solve", solve_lu())
+    return newton(function, linear_solve=solve_gmres(), **options)
+
+
+def levenberg_marquardt_matrix_free(residual: Any, **options: Any) -> Solver:
+    options.setdefault("derivative_solve", solve_lu())
+    return levenberg_marquardt(residual, linear_solve=solve_cg(), **options)
+
+
 class Case(NamedTuple):
     solver: Callable[..., Solver]
     function: Callable[..., Any]
@@ -86,6 +101,14 @@ CASES = {
     "gradient_descent": Case(gradient_descent, quartic, quartic_gradient),
     "lbfgs": Case(lbfgs, quartic, quartic_gradient),
     "levenberg_marquardt": Case(levenberg_marquardt, quartic_residuals, quartic_gradient),
+    "bfgs": Case(bfgs, quartic, quartic_gradient),
+    "nonlinear_cg": Case(nonlinear_cg, quartic, quartic_gradient),
+    "gauss_newton": Case(gauss_newton, quartic_residuals, quartic_gradient),
+    "dogleg": Case(dogleg, quartic_residuals, quartic_gradient),
+    "levenberg_marquardt, matrix-free": Case(
+        levenberg_marquardt_matrix_free, quartic_residuals, quartic_gradient
+    ),
+    "newton, Krylov": Case(newton_krylov, quartic_gradient, quartic_gradient),
     "anderson": Case(anderson, contraction, lambda x, a: x - contraction(x, a)),
     "newton": Case(newton, quartic_gradient, quartic_gradient),
     "broyden": Case(broyden, quartic_gradient, quartic_gradient),
@@ -278,7 +301,7 @@ def rosenbrock(x: torch.Tensor) -> torch.Tensor:
     return (100 * (x[1:] - x[:-1] ** 2) ** 2).sum() + ((1 - x[:-1]) ** 2).sum()
 
 
-@pytest.mark.parametrize("build_solver", [gradient_descent, lbfgs])
+@pytest.mark.parametrize("build_solver", [gradient_descent, lbfgs, bfgs, nonlinear_cg])
 def test_rosenbrock_in_ten_dimensions(build_solver: Callable[..., Solver]) -> None:
     start = torch.full((10,), -1.0, dtype=torch.float64)
     x, info = build_solver(rosenbrock, maxiter=5000).run(start)

@@ -9,7 +9,12 @@ from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 ROOT = Path(__file__).resolve().parents[2]
-READMES = [ROOT / "README.md", ROOT / "DIFFERENCES.md", *sorted(ROOT.glob("packages/*/README.md"))]
+READMES = [
+    ROOT / "README.md",
+    ROOT / "DIFFERENCES.md",
+    *sorted(ROOT.glob("packages/*/README.md")),
+    ROOT / "packages" / "torchopt-implicit" / "SOLVERS.md",
+]
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -7,16 +7,11 @@ from typing import Any
 
 import torch
 
+from torchopt_implicit._arguments import check_argnums, check_callable, check_differentiable
 from torchopt_implicit._autograd import attach
 from torchopt_implicit._autograd import solve as _solve
-from torchopt_implicit._linear import ImplicitSolver
-from torchopt_implicit._root import (
-    build_system,
-    check_argnums,
-    check_callable,
-    check_differentiable,
-    unravel_solution,
-)
+from torchopt_implicit._implicit_solver import ImplicitSolver
+from torchopt_implicit._solution import build_system, unravel_solution
 from torchopt_implicit._tree import Layout
 from torchopt_implicit.linear_solve import solve_lu
 
@@ -78,9 +73,11 @@ def affine_root(
             )
         check_differentiable((init, *args), positions, namespace)
         layout = Layout.of(init, "init", namespace=namespace)
+        start = layout.ravel(init, "init").detach()
         system, tensors = build_system(
             optimality_fn,
             layout,
+            start,
             args,
             tuple(i - 1 for i in positions),
             linear,
@@ -88,7 +85,6 @@ def affine_root(
             namespace=namespace,
             is_affine=True,
         )
-        start = layout.ravel(init, "init").detach()
         known = tuple(tensor.detach() for tensor in tensors)
         with torch.no_grad():
             step = _solve(system, False, system.function(start, *known), start, known)

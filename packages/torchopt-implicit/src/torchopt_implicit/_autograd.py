@@ -13,12 +13,22 @@ problems at once, with plain tensors, so that it can look at residuals and stop.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function
 
+from torchopt_implicit._functorch import (
+    innermost_is_jvp,
+    is_transforming,
+    jvp_levels,
+    rebatched,
+    unbatched,
+    unwrap_dead,
+)
 from torchopt_implicit._system import System, Tensors
 
 __all__ = ["attach", "solve"]
@@ -36,6 +46,9 @@ def solve(
         x: The point, ``(*batch, n)``.
         tensors: The tensors of the system.
     """
+    if has_torch_function(tensors):
+        # whoever watches what torch is called with sees these, too
+        return handle_torch_function(solve, tensors, system, transposed, b, x, tensors)
     tangents = _tangents((b, x, *tensors))
     if tangents is None:
         return _Solve.apply(system, transposed, b, x, *tensors)  # type: ignore[no-any-return, no-untyped-call]
@@ -54,6 +67,8 @@ def attach(system: System, x: torch.Tensor, tensors: Tensors) -> torch.Tensor:
         x: The solution, ``(*batch, n)``, detached from everything.
         tensors: The tensors of the system.
     """
+    if has_torch_function(tensors):
+        return handle_torch_function(attach, tensors, system, x, tensors)
     tangents = _tangents(tensors)
     if tangents is None:
         return _Attach.apply(system, x, *tensors)  # type: ignore[no-any-return, no-untyped-call]
@@ -78,9 +93,7 @@ class _Tangents:
 # Autograd functions switch forward mode off in their `jvp`, and so lose the tangents of outer
 # levels without a word. Where `torch.func.jvp` is innermost, tangents are carried by hand.
 def _tangents(tensors: Sequence[torch.Tensor]) -> _Tangents | None:
-    functorch = torch._C._functorch
-    level = functorch.peek_interpreter_stack()
-    if level is None or level.key() != functorch.TransformType.Jvp:
+    if not innermost_is_jvp():
         return None
     pairs = [_unpack(tensor) for tensor in tensors]
     if all(pair.tangent is None for pair in pairs):
@@ -96,7 +109,7 @@ def _is_final(tensors: Sequence[torch.Tensor]) -> bool:
     """Return whether no derivative of what is computed from the tensors can be asked for."""
     return (
         not torch.is_grad_enabled()
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not is_transforming()
         and all(_unpack(tensor).tangent is None for tensor in tensors)
     )
 
@@ -148,14 +161,40 @@ def _solve_tangent(
 
 
 def _check_single_forward_level() -> None:
-    functorch = torch._C._functorch
-    stack = functorch.get_interpreter_stack() or []
-    if sum(level.key() == functorch.TransformType.Jvp for level in stack) > 1:
+    if jvp_levels() > 1:
         raise NotImplementedError(
             "forward mode over forward mode with reverse mode between them is not supported by "
             "torch's autograd functions; take one of the forward derivatives in reverse mode, as "
             "torch.func.jacrev does"
         )
+
+
+def _saved(ctx: Any) -> list[torch.Tensor]:
+    """Return the saved tensors, of transforms that are still at work."""
+    return [unwrap_dead(tensor) for tensor in ctx.saved_tensors]
+
+
+def _each_cotangent(
+    backward: Callable[[Any, torch.Tensor], tuple[Any, ...]],
+) -> Callable[[Any, torch.Tensor], tuple[Any, ...]]:
+    """Return a backward that takes batches of `is_grads_batched`, too: as those of `vmap`."""
+
+    @functools.wraps(backward)
+    def batched(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+        rows, level = unbatched(gradient)
+        if not level:
+            return backward(ctx, gradient)
+        present: list[bool] = []
+
+        def single(row: torch.Tensor) -> Tensors:
+            results = backward(ctx, row)
+            present[:] = [result is not None for result in results]
+            return tuple(result for result in results if result is not None)
+
+        results = iter(torch.func.vmap(single)(rows))
+        return tuple(rebatched(next(results), level) if here else None for here in present)
+
+    return batched
 
 
 class _Solve(torch.autograd.Function):
@@ -172,8 +211,9 @@ class _Solve(torch.autograd.Function):
         ctx.save_for_forward(output, x, *tensors)
 
     @staticmethod
+    @_each_cotangent
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
-        u, x, *tensors = ctx.saved_tensors
+        u, x, *tensors = _saved(ctx)
         system, transposed = ctx.system, ctx.transposed
         w = solve(system, not transposed, gradient, x, tuple(tensors))
         if not any(ctx.needs_input_grad[3:]):
@@ -185,7 +225,7 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> torch.Tensor:
         _check_single_forward_level()
-        u, x, *tensors = ctx.saved_tensors
+        u, x, *tensors = _saved(ctx)
         return _solve_tangent(ctx.system, ctx.transposed, u, x, tuple(tensors), tangents[2:])
 
     @staticmethod
@@ -223,11 +263,12 @@ class _Attach(torch.autograd.Function):
         ctx.save_for_forward(output, *tensors)
 
     @staticmethod
+    @_each_cotangent
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
-        x, *tensors = ctx.saved_tensors
+        x, *tensors = _saved(ctx)
         if _is_final((gradient, x, *tensors)):
             # nothing differentiates this again, so that one graph serves all
-            trace = ctx.system.trace(x, tuple(tensors))
+            trace = ctx.system.take(x, tuple(tensors))
             u = ctx.system.solver.run(trace, True, gradient)
             return (None, None, *ctx.system.spread(trace.pullback(-u)))
         u = solve(ctx.system, True, gradient, x, tuple(tensors))
@@ -237,7 +278,7 @@ class _Attach(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> torch.Tensor:
         _check_single_forward_level()
-        x, *tensors = ctx.saved_tensors
+        x, *tensors = _saved(ctx)
         return _attach_tangent(ctx.system, x, tuple(tensors), tangents[2:])
 
     @staticmethod

@@ -9,7 +9,8 @@ from typing import Any
 import optree
 import torch
 
-from torchopt_implicit._operator import LinearOperator, by_leaf
+from torchopt_implicit._conversion import by_leaf
+from torchopt_implicit._operator import LinearOperator
 
 __all__ = [
     "cat_shapes",

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from torchopt.nn import MetaGradientModule
-from torchopt_implicit._linear import ImplicitSolver
-from torchopt_implicit._root import implicit_solution
+from torchopt_implicit._implicit_solver import ImplicitSolver
+from torchopt_implicit._solution import implicit_solution
 from torchopt_implicit.linear_solve import solve_normal_cg
 
 __all__ = ["ImplicitMetaGradientModule"]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
-import optree
 import torch
 
-from torchopt_implicit._tree import Layout, describe_path, leading_vmap
+from torchopt_implicit._functorch import is_forward_mode
+from torchopt_implicit._tags import Tag
+from torchopt_implicit._tree import Layout, leading_vmap
 
-__all__ = ["LinearOperator", "as_operator", "by_leaf"]
+__all__ = ["FlatMap", "LinearOperator", "shapes_of"]
 
 #: maps vectors ``(*batch, n)`` to vectors ``(*batch, m)``
 FlatMap = Callable[[torch.Tensor], torch.Tensor]
@@ -33,8 +34,10 @@ class LinearOperator:
         rmatvec: The same for :math:`A^\top`.
         domain: The layout of what the operator is applied to.
         codomain: The layout of what comes out.
-        symmetric: Whether :math:`A = A^\top`.
-        positive_definite: Whether moreover :math:`x^\top A x > 0` for all :math:`x \neq 0`.
+        tags: What is known of the structure. Solvers choose by it.
+        relinearized: Where the matvec goes through a graph of its own: returns an operator equal to
+            this one that computes everything anew, and so may be differentiated in what it uses.
+        has_own_transpose: Whether ``rmatvec`` may use other tensors than ``matvec`` does.
 
     Example:
         >>> import torch
@@ -52,15 +55,32 @@ class LinearOperator:
         domain: Layout,
         codomain: Layout,
         *,
-        symmetric: bool = False,
-        positive_definite: bool = False,
+        tags: Tag = Tag.NONE,
+        relinearized: Callable[[], LinearOperator] | None = None,
+        has_own_transpose: bool = False,
     ) -> None:
         self.matvec = matvec
         self.rmatvec = rmatvec
         self.domain = domain
         self.codomain = codomain
-        self.symmetric = symmetric or positive_definite
-        self.positive_definite = positive_definite
+        self.tags = Tag.of(tags)
+        self.has_own_transpose = has_own_transpose
+        self._relinearized = relinearized
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether :math:`A = A^\top` is known."""
+        return Tag.SYMMETRIC in self.tags
+
+    @property
+    def positive_definite(self) -> bool:
+        """Whether :math:`x^\top A x > 0` for all :math:`x \neq 0` is known, and symmetry."""
+        return Tag.POSITIVE_DEFINITE in self.tags
+
+    @property
+    def relinearized(self) -> LinearOperator:
+        """An equal operator whose matvec is a function of all tensors that it uses."""
+        return self if self._relinearized is None else self._relinearized()
 
     @classmethod
     def from_function(
@@ -71,6 +91,7 @@ class LinearOperator:
         transpose: Callable[[Any], Any] | None = None,
         symmetric: bool = False,
         positive_definite: bool = False,
+        tags: Tag = Tag.NONE,
     ) -> LinearOperator:
         """Return the operator of a linear function of trees.
 
@@ -80,6 +101,7 @@ class LinearOperator:
             transpose: Applies the transpose; by default it is found by differentiation.
             symmetric: Whether it is its own transpose.
             positive_definite: Whether it is moreover positive definite.
+            tags: What else is known of it.
 
         Example:
             >>> import torch
@@ -90,7 +112,8 @@ class LinearOperator:
         """
         domain = Layout.of(like, "like")
         codomain = domain
-        if not (symmetric or positive_definite):
+        tags = Tag.of(tags, symmetric=symmetric, positive_definite=positive_definite)
+        if Tag.SYMMETRIC not in tags:
             codomain = Layout.of(function(like), "the result of `function`")
 
         def matvec(vector: torch.Tensor) -> torch.Tensor:
@@ -104,25 +127,27 @@ class LinearOperator:
             (pulled,) = pullback(vector)
             return pulled  # type: ignore[no-any-return]
 
-        def batched(single: FlatMap) -> FlatMap:
-            return lambda vector: leading_vmap(single, vector.ndim - 1)(vector)
-
-        forth = batched(matvec)
-        back = forth if symmetric or positive_definite else batched(rmatvec)
-        return cls(
-            forth,
-            back,
-            domain,
-            codomain,
-            symmetric=symmetric,
-            positive_definite=positive_definite,
-        )
+        forth = _batched(matvec)
+        back = forth if Tag.SYMMETRIC in tags else _batched(rmatvec)
+        own = transpose is not None
+        return cls(forth, back, domain, codomain, tags=tags, has_own_transpose=own)
 
     @classmethod
     def from_matrix(
-        cls, matrix: torch.Tensor, *, symmetric: bool = False, positive_definite: bool = False
+        cls,
+        matrix: torch.Tensor,
+        *,
+        symmetric: bool = False,
+        positive_definite: bool = False,
+        tags: Tag = Tag.NONE,
     ) -> LinearOperator:
         """Return the operator of a matrix ``(m, n)``, on vectors ``(n,)``.
+
+        Args:
+            matrix: Dense; for a sparse one, :func:`~torchopt_implicit.linalg.csr_operator`.
+            symmetric: Whether it is its own transpose.
+            positive_definite: Whether it is moreover positive definite.
+            tags: What else is known of it.
 
         Raises:
             ValueError: If ``matrix`` is not a matrix.
@@ -133,24 +158,23 @@ class LinearOperator:
                 "use torch.func.vmap for a batch of matrices"
             )
         rows, columns = matrix.shape
-        conjugate = matrix.mH
+        tags = Tag.of(tags, symmetric=symmetric, positive_definite=positive_definite)
         domain = Layout.of(matrix.new_empty(columns), "matrix")
         codomain = Layout.of(matrix.new_empty(rows), "matrix")
         if matrix.is_complex():
             return cls.from_function(
                 lambda x: matrix @ x,
                 matrix.new_empty(columns),
-                transpose=lambda y: conjugate @ y,
-                symmetric=symmetric,
-                positive_definite=positive_definite,
+                transpose=lambda y: matrix.mH @ y,
+                tags=tags,
             )
+        dtype = domain.dtype  # in which half precision is computed
         return cls(
-            lambda x: x @ conjugate,
-            lambda y: y @ matrix,
+            lambda x: x @ matrix.to(dtype).mT,
+            lambda y: y @ matrix.to(dtype),
             domain,
             codomain,
-            symmetric=symmetric,
-            positive_definite=positive_definite,
+            tags=tags,
         )
 
     @classmethod
@@ -161,6 +185,7 @@ class LinearOperator:
         *,
         symmetric: bool = False,
         positive_definite: bool = False,
+        tags: Tag = Tag.NONE,
     ) -> LinearOperator:
         r"""Return :math:`\partial f(x)`, the Jacobian of a function of trees at ``x``.
 
@@ -171,6 +196,7 @@ class LinearOperator:
             x: Where.
             symmetric: Whether the Jacobian is symmetric, which saves forward derivatives.
             positive_definite: Whether it is moreover positive definite.
+            tags: What else is known of it.
         """
         domain = Layout.of(x, "x")
         point = domain.ravel(x, "x")
@@ -181,33 +207,45 @@ class LinearOperator:
 
         pullback = torch.func.vjp(flat, point)[1]
         zeros = torch.zeros(codomain.size, dtype=codomain.dtype, device=codomain.device)
-        symmetric = symmetric or positive_definite
+        tags = Tag.of(tags, symmetric=symmetric, positive_definite=positive_definite)
 
-        def rmatvec(vector: torch.Tensor) -> torch.Tensor:
-            return leading_vmap(lambda v: pullback(v)[0], vector.ndim - 1)(vector)  # type: ignore[no-any-return]
+        rmatvec = _batched(lambda v: pullback(v)[0])
 
         def push(vector: torch.Tensor) -> torch.Tensor:
             transposed = torch.func.vjp(lambda v: pullback(v)[0], zeros)[1]
             (pushed,) = transposed(vector)
             return pushed  # type: ignore[no-any-return]
 
-        def matvec(vector: torch.Tensor) -> torch.Tensor:
-            return leading_vmap(push, vector.ndim - 1)(vector)  # type: ignore[no-any-return]
+        # seen by torch, the point is what stands for it where the solve below a transform runs
+        def anew(v: torch.Tensor) -> torch.Tensor:
+            return torch.func.vjp(flat, point.view_as(point))[1](v)[0]  # type: ignore[no-any-return]
+
+        def push_anew(v: torch.Tensor) -> torch.Tensor:
+            if is_forward_mode():  # in which torch.func.jvp cannot be nested
+                (pushed,) = torch.func.vjp(anew, torch.zeros_like(zeros))[1](v)
+                return pushed  # type: ignore[no-any-return]
+            return torch.func.jvp(flat, (point.view_as(point),), (v,))[1]  # type: ignore[no-any-return]
+
+        def relinearized() -> LinearOperator:
+            back = _batched(anew)
+            forth = back if Tag.SYMMETRIC in tags else _batched(push_anew)
+            return cls(forth, back, domain, codomain, tags=tags)
 
         return cls(
-            rmatvec if symmetric else matvec,
+            rmatvec if Tag.SYMMETRIC in tags else _batched(push),
             rmatvec,
             domain,
             codomain,
-            symmetric=symmetric,
-            positive_definite=positive_definite,
+            tags=tags,
+            relinearized=relinearized,
         )
 
     @classmethod
     def identity(cls, like: Any) -> LinearOperator:
         """Return the operator that returns what it is given, trees like ``like``."""
         layout = Layout.of(like, "like")
-        return cls(lambda v: v, lambda v: v, layout, layout, positive_definite=True)
+        tags = Tag.DIAGONAL | Tag.POSITIVE_DEFINITE
+        return cls(lambda v: v, lambda v: v, layout, layout, tags=tags)
 
     @classmethod
     def diagonal(cls, diagonal: Any, *, positive_definite: bool = False) -> LinearOperator:
@@ -218,9 +256,8 @@ class LinearOperator:
         def matvec(v: torch.Tensor) -> torch.Tensor:
             return vector * v
 
-        return cls(
-            matvec, matvec, layout, layout, symmetric=True, positive_definite=positive_definite
-        )
+        tags = Tag.of(Tag.DIAGONAL, positive_definite=positive_definite)
+        return cls(matvec, matvec, layout, layout, tags=tags)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -235,8 +272,8 @@ class LinearOperator:
             self.matvec,
             self.codomain,
             self.domain,
-            symmetric=self.symmetric,
-            positive_definite=self.positive_definite,
+            tags=self.tags.transposed,
+            **_inherited(lambda A: A.T, self),
         )
 
     def __call__(self, tree: Any) -> Any:
@@ -253,13 +290,15 @@ class LinearOperator:
         if self.domain.shapes != other.codomain.shapes:
             raise ValueError(
                 f"`A @ B` needs what B returns to be what A takes, got leaves of shapes "
-                f"{_shapes(other.codomain)} and {_shapes(self.domain)}"
+                f"{shapes_of(other.codomain)} and {shapes_of(self.domain)}"
             )
         return LinearOperator(
             lambda v: self.matvec(other.matvec(v)),
             lambda v: other.rmatvec(self.rmatvec(v)),
             other.domain,
             self.codomain,
+            tags=self.tags.composed(other.tags),
+            **_inherited(lambda A, B: A @ B, self, other),
         )
 
     def __add__(self, other: LinearOperator) -> LinearOperator:
@@ -277,19 +316,20 @@ class LinearOperator:
             lambda v: self.rmatvec(v) + other.rmatvec(v),
             self.domain,
             self.codomain,
-            symmetric=self.symmetric and other.symmetric,
-            positive_definite=self.positive_definite and other.positive_definite,
+            tags=self.tags & other.tags,
+            **_inherited(lambda A, B: A + B, self, other),
         )
 
     def __mul__(self, scalar: float | torch.Tensor) -> LinearOperator:
-        is_number = isinstance(scalar, (int, float))
+        is_positive = isinstance(scalar, (int, float)) and bool(scalar > 0)
+        keeps = Tag.SYMMETRIC | Tag.DIAGONAL
         return LinearOperator(
             lambda v: scalar * self.matvec(v),
             lambda v: scalar * self.rmatvec(v),
             self.domain,
             self.codomain,
-            symmetric=self.symmetric,
-            positive_definite=self.positive_definite and is_number and bool(scalar > 0),
+            tags=self.tags if is_positive else self.tags & keeps,
+            **_inherited(lambda A: scalar * A, self),
         )
 
     __rmul__ = __mul__
@@ -300,75 +340,59 @@ class LinearOperator:
     def __sub__(self, other: LinearOperator) -> LinearOperator:
         return self + (-other)
 
-    def __repr__(self) -> str:
-        kind = "positive definite" if self.positive_definite else "symmetric"
-        structure = f", {kind}" if self.symmetric else ""
-        return f"LinearOperator({_shapes(self.domain)} -> {_shapes(self.codomain)}{structure})"
-
-
-def as_operator(A: Any, layout: Layout) -> LinearOperator:
-    """Return what a caller gave as a square operator on trees of a layout.
-
-    Raises:
-        TypeError: If it is neither an operator, nor a matrix, nor callable.
-        ValueError: If a matrix or operator does not fit.
-    """
-    if isinstance(A, torch.Tensor):
-        if A.shape != (layout.size, layout.size):
-            raise ValueError(
-                f"`A` must be a matrix of shape {(layout.size, layout.size)} to act on `b`, got "
-                f"the shape {tuple(A.shape)}"
-            )
-        A = LinearOperator.from_matrix(A)
-        return LinearOperator(A.matvec, A.rmatvec, layout, layout)
-    if isinstance(A, LinearOperator):
-        if A.codomain.shapes != layout.shapes:
-            raise ValueError(
-                f"`b` must be what `A` returns, with leaves of shapes {_shapes(A.codomain)}, got "
-                f"{_shapes(layout)}"
-            )
-        return A
-    if isinstance(A, (tuple, list, dict)):
-        A = by_leaf(A)
-    if not callable(A):
-        raise TypeError(
-            "`A` must be a callable, a matrix, a tree of matrices or a LinearOperator, got "
-            f"{type(A).__name__}"
+    def shifted(self, ridge: float | torch.Tensor) -> LinearOperator:
+        r"""Return :math:`A + \rho I` for :math:`\rho \ge 0`, which has the structure of ``A``."""
+        return LinearOperator(
+            lambda v: self.matvec(v) + ridge * v,
+            lambda v: self.rmatvec(v) + ridge * v,
+            self.domain,
+            self.codomain,
+            tags=self.tags,
+            **_inherited(lambda A: A.shifted(ridge), self),
         )
-    zeros = torch.zeros(layout.size, dtype=layout.dtype, device=layout.device)
-    function = A
 
-    def matvec(vector: torch.Tensor) -> torch.Tensor:
-        return layout.ravel(function(layout.unravel(vector)), "the result of the matvec")
+    def in_dtype(self, dtype: torch.dtype) -> LinearOperator:
+        """Return the operator on vectors of another dtype; inside it computes in its own."""
+        inner, outer = self.domain.dtype, self.codomain.dtype
+        return LinearOperator(
+            lambda v: self.matvec(v.to(inner)).to(dtype),
+            lambda v: self.rmatvec(v.to(outer)).to(dtype),
+            self.domain,
+            self.codomain,
+            tags=self.tags,
+            **_inherited(lambda A: A.in_dtype(dtype), self),
+        )
 
-    def rmatvec(vector: torch.Tensor) -> torch.Tensor:
-        (pulled,) = torch.func.vjp(matvec, zeros)[1](vector)
-        return pulled  # type: ignore[no-any-return]
-
-    return LinearOperator(
-        lambda v: leading_vmap(matvec, v.ndim - 1)(v),
-        lambda v: leading_vmap(rmatvec, v.ndim - 1)(v),
-        layout,
-        layout,
-    )
-
-
-def by_leaf(matrices: Any) -> Callable[[Any], Any]:
-    """Return the function that applies each matrix of a tree to its leaf.
-
-    Raises:
-        TypeError: If it is no tree of square matrices.
-    """
-    leaves, spec = optree.tree_flatten(matrices)
-    for i, x in enumerate(leaves):
-        if not isinstance(x, torch.Tensor) or x.ndim != 2 or x.shape[0] != x.shape[1]:
-            got = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
-            raise TypeError(
-                "an operator must be callable or a tree of square matrices, got "
-                f"{got} at {describe_path(spec, i)}"
-            )
-    return lambda x: optree.tree_map(torch.matmul, matrices, x)
+    def __repr__(self) -> str:
+        structure = "" if self.tags is Tag.NONE else f", {self.tags!s}"
+        spaces = f"{shapes_of(self.domain)} -> {shapes_of(self.codomain)}"
+        return f"LinearOperator({spaces}{structure})"
 
 
-def _shapes(layout: Layout) -> str:
+class _Inherited(TypedDict):
+    relinearized: Callable[[], LinearOperator] | None
+    has_own_transpose: bool
+
+
+def _inherited(combine: Callable[..., LinearOperator], *operators: LinearOperator) -> _Inherited:
+    """Return what a combination of operators has from them."""
+    lazy = None
+    if any(A._relinearized is not None for A in operators):
+
+        def lazy() -> LinearOperator:
+            return combine(*(A.relinearized for A in operators))
+
+    return {
+        "relinearized": lazy,
+        "has_own_transpose": any(A.has_own_transpose for A in operators),
+    }
+
+
+def _batched(single: FlatMap) -> FlatMap:
+    """Return the function of one vector as one of vectors ``(*batch, n)``."""
+    return lambda vector: leading_vmap(single, vector.ndim - 1)(vector)
+
+
+def shapes_of(layout: Layout) -> str:
+    """Return the shapes of a layout's leaves, for messages."""
     return str([list(shape) for shape in layout.shapes])

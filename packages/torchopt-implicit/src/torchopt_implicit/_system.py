@@ -10,9 +10,33 @@ import torch
 from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._tree import Layout, leading_vmap
 
-__all__ = ["Solver", "System", "Tensors", "Trace"]
+__all__ = ["Compiler", "Linearization", "Recorded", "Solver", "System", "Tensors", "Trace"]
 
 Tensors = tuple[torch.Tensor, ...]
+
+
+class Linearization(Protocol):
+    """Products with the derivatives of a residual at a point, for plain tensors."""
+
+    def matvec(self, v: torch.Tensor) -> torch.Tensor:
+        r"""Return :math:`A v`, for vectors ``(*extra, *batch, n)``."""
+        ...
+
+    def rmatvec(self, v: torch.Tensor) -> torch.Tensor:
+        r"""Return :math:`A^\top v`, likewise."""
+        ...
+
+    def pullback(self, u: torch.Tensor) -> Tensors:
+        r"""Return :math:`\partial_t F(x, t)^\top u`, for the varying tensors. Called last."""
+        ...
+
+
+class Compiler(Protocol):
+    """Linearizes systems otherwise than by the graph that autograd records."""
+
+    def linearize(self, system: System, x: torch.Tensor, tensors: Tensors) -> Linearization:
+        """Return the products with derivatives at ``(x, tensors)``, for plain tensors."""
+        ...
 
 
 class Solver(Protocol):
@@ -34,6 +58,7 @@ class System:
         parent: The system that this one is a batch of.
         in_dims: Which of the parent's tensors got a batch dimension in front: 0, others ``None``.
         is_affine: Whether the function is affine in ``x``, its derivative the same everywhere.
+        compiler: What linearizes it, if not autograd by itself.
     """
 
     def __init__(
@@ -45,6 +70,7 @@ class System:
         parent: System | None = None,
         in_dims: tuple[int | None, ...] = (),
         is_affine: bool = False,
+        compiler: Compiler | None = None,
     ) -> None:
         self.function = function
         self.layout = layout
@@ -53,24 +79,40 @@ class System:
         self.parent = parent
         self.in_dims = in_dims
         self.is_affine = is_affine
+        self.compiler = compiler
         self.batch_ndim: int = 0 if parent is None else parent.batch_ndim + 1
         # for the solver to keep
         self.factors: Any = None
         self._batched: dict[tuple[int | None, ...], System] = {}
+        self._kept: tuple[Recorded, Tensors] | None = None
 
     def batched(self, in_dims: tuple[int | None, ...]) -> System:
         """Return the system with one more batch dimension in front; dimensions are of tensors."""
         if in_dims not in self._batched:
+            # of a copy that does not know its batches, since a cycle would keep their memory
             self._batched[in_dims] = System(
                 torch.func.vmap(self.function, in_dims=(0, *in_dims)),
                 self.layout,
                 self.differentiable,
                 self.solver,
-                self,
+                self._alone(),
                 in_dims,
                 self.is_affine,
+                self.compiler,
             )
         return self._batched[in_dims]
+
+    def _alone(self) -> System:
+        return System(
+            self.function,
+            self.layout,
+            self.differentiable,
+            self.solver,
+            self.parent,
+            self.in_dims,
+            self.is_affine,
+            self.compiler,
+        )
 
     def varying(self, tensors: Tensors) -> Tensors:
         """Return the tensors that are differentiated in."""
@@ -113,57 +155,98 @@ class System:
         pulled: Tensors = torch.func.vjp(left_times_A, x, *self.varying(tensors))[1](right)
         return pulled
 
+    def keep(self, record: Recorded, tensors: Tensors) -> None:
+        """Have the first backward use a graph that is there already."""
+        self._kept = record, tensors
+
+    def take(self, x: torch.Tensor, tensors: Tensors) -> Trace:
+        """Return the trace for a backward that uses it up: the graph that is kept, if any."""
+        kept, self._kept = self._kept, None
+        if kept is None or self.factors is not None:  # which go with the point of their own
+            return self.trace(x, tensors)
+        record, tensors = kept
+        return Trace(self, record.point, tensors, record)
+
     def trace(self, x: torch.Tensor, tensors: Tensors) -> Trace:
-        """Return the graph of the residual at ``(x, tensors)``.
+        """Return the products with derivatives at ``(x, tensors)``.
 
         Below all transforms, tensors are plain and the graph is autograd's own.
         """
+        if self.compiler is not None:
+            return Trace(self, x, tensors, self.compiler.linearize(self, x, tensors))
+        record, leaves = self.record(x, tensors)
+        return Trace(self, record.point, leaves, record)
+
+    def record(self, x: torch.Tensor, tensors: Tensors) -> tuple[Recorded, Tensors]:
+        """Return the graph of the residual, and the tensors that are its leaves."""
         with torch.enable_grad():
             point = x.detach().requires_grad_()
             leaves = tuple(
                 t.detach().requires_grad_(d)
                 for t, d in zip(tensors, self.differentiable, strict=True)
             )
-            return Trace(self, point, leaves, self.function(point, *leaves))
+            return Recorded(self.function(point, *leaves), point, self.varying(leaves)), leaves
 
 
 class Trace:
-    """The residual of a system at a point, as a graph for many matvecs with its derivative."""
+    """A system at a point: many products with the derivatives of its residual.
+
+    Args:
+        system: The system.
+        point: The point, ``(*batch, n)``.
+        tensors: The tensors of the system.
+        linearization: What computes products.
+    """
 
     def __init__(
-        self, system: System, point: torch.Tensor, tensors: Tensors, residual: torch.Tensor
+        self,
+        system: System,
+        point: torch.Tensor,
+        tensors: Tensors,
+        linearization: Linearization,
     ) -> None:
         self.system = system
         self.point = point
         self.tensors = tensors
+        self.linearization = linearization
+
+    @property
+    def operator(self) -> LinearOperator:
+        """The derivative ``A`` in ``x``, on vectors."""
+        layout = self.system.layout
+        matvec, rmatvec = self.linearization.matvec, self.linearization.rmatvec
+        return LinearOperator(matvec, rmatvec, layout, layout)
+
+    def pullback(self, u: torch.Tensor) -> Tensors:
+        r"""Return :math:`\partial_t F(x, t)^\top u`, for the varying tensors; the last use."""
+        return self.linearization.pullback(u)
+
+
+class Recorded:
+    """Products by the graph that autograd recorded of a residual."""
+
+    def __init__(self, residual: torch.Tensor, point: torch.Tensor, varying: Tensors) -> None:
         self.residual = residual
+        self.point = point
+        self.varying = varying
         self._pulled: torch.Tensor | None = None
         self._probe = torch.empty(0)
 
     def rmatvec(self, v: torch.Tensor) -> torch.Tensor:
-        r"""Return :math:`A^\top v`, for vectors ``(*extra, *batch, n)``."""
         return _apply_graph(self.residual, self.point, v)
 
     def matvec(self, v: torch.Tensor) -> torch.Tensor:
-        r"""Return :math:`A v`: the derivative of :math:`u \mapsto A^\top u`, pulled back."""
+        # the derivative of u -> A.T u, pulled back
         if self._pulled is None:
             with torch.enable_grad():
                 self._probe = torch.zeros_like(self.residual, requires_grad=True)
                 self._pulled = _apply_graph(self.residual, self.point, self._probe, twice=True)
         return _apply_graph(self._pulled, self._probe, v)
 
-    @property
-    def operator(self) -> LinearOperator:
-        """The derivative ``A`` in ``x``, on vectors."""
-        layout = self.system.layout
-        return LinearOperator(self.matvec, self.rmatvec, layout, layout)
-
     def pullback(self, u: torch.Tensor) -> Tensors:
-        r"""Return :math:`\partial_t F(x, t)^\top u`, for the varying tensors."""
-        varying = self.system.varying(self.tensors)
         if not self.residual.requires_grad:
-            return tuple(torch.zeros_like(t) for t in varying)
-        return torch.autograd.grad(self.residual, varying, u, materialize_grads=True)
+            return tuple(torch.zeros_like(t) for t in self.varying)
+        return torch.autograd.grad(self.residual, self.varying, u, materialize_grads=True)
 
 
 def _apply_graph(

@@ -15,15 +15,16 @@ __all__ = ["Layout", "describe_path", "leading_vmap"]
 class Layout(NamedTuple):
     """Where each leaf of a tree lies in one vector of real numbers.
 
-    The vector has the widest dtype among the leaves; a complex number takes two entries. Both ways
-    are differentiable. Leading batch dimensions are kept.
+    The vector has the widest dtype among the leaves, and at least single precision, in which sums
+    over it hold where those in half precision would not; a complex number takes two entries. Both
+    ways are differentiable. Leading batch dimensions are kept.
     """
 
     spec: optree.PyTreeSpec
     shapes: tuple[torch.Size, ...]
     dtypes: tuple[torch.dtype, ...]
     devices: tuple[torch.device, ...]
-    #: of the vector: real, and that of the first leaf
+    #: of the vector: real; and the device of the first leaf
     dtype: torch.dtype
     device: torch.device
     #: of each leaf in the vector
@@ -49,7 +50,7 @@ class Layout(NamedTuple):
     @classmethod
     def of_leaves(cls, leaves: Sequence[torch.Tensor], spec: optree.PyTreeSpec) -> Layout:
         """Return the layout of leaves known to be floating point tensors."""
-        reals = [leaf.dtype.to_real() for leaf in leaves]
+        reals = [_at_least_single(leaf.dtype.to_real()) for leaf in leaves]
         return cls(
             spec,
             tuple(leaf.shape for leaf in leaves),
@@ -64,6 +65,12 @@ class Layout(NamedTuple):
     def size(self) -> int:
         """Entries of the vector."""
         return sum(self.sizes)
+
+    @property
+    def eps(self) -> float:
+        """The precision of the coarsest leaf: of what a function of the tree can tell apart."""
+        dtypes = self.dtypes or (self.dtype,)
+        return max(torch.finfo(dtype).eps for dtype in dtypes)
 
     def flatten(self, tree: Any, name: str) -> list[torch.Tensor]:
         """Return the leaves of a tree that must have this layout's structure and shapes.
@@ -109,6 +116,8 @@ class Layout(NamedTuple):
     def split(self, vector: torch.Tensor) -> list[torch.Tensor]:
         """Return the leaves of a vector ``(*batch, size)``, each with the batch in front."""
         batch = vector.shape[:-1]
+        if len(self.shapes) == 1 and self.dtypes[0] == vector.dtype:  # already that of its leaf
+            return [vector.reshape((*batch, *self.shapes[0])).to(self.devices[0])]
         leaves = []
         parts = torch.split(vector, list(self.sizes), dim=-1) if self.sizes else ()
         for part, shape, dtype, device in zip(
@@ -139,3 +148,7 @@ def leading_vmap(function: Any, dims: int) -> Any:
 
 def _is_continuous(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _at_least_single(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, overload
 
 from torchopt_implicit._status import Info
-from torchopt_implicit.linear_solve._options import with_truncation
+from torchopt_implicit.linear_solve._options import tolerances
 from torchopt_implicit.linear_solve.cg import CG
 
 __all__ = ["cg"]
@@ -81,8 +81,6 @@ def cg(
     Reference:
         Hestenes and Stiefel, Methods of conjugate gradients for solving linear systems, 1952.
     """
-    options = {"rtol": rtol, "atol": atol, "maxiter": maxiter}
-    if truncate:
-        options["truncate"] = truncate
-    solver = CG(init=x0, M=M, **with_truncation(options))
+    options = tolerances(maxiter, rtol, atol, truncate or None)
+    solver = CG(init=x0, M=M, **options)
     return solver.solve(A, b) if return_info else solver(A, b)

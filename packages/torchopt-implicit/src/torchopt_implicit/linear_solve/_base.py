@@ -5,25 +5,28 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 
-from torchopt_implicit._operator import FlatMap, LinearOperator, as_operator
+from torchopt_implicit._compiler import eager
+from torchopt_implicit._conversion import as_operator
+from torchopt_implicit._functorch import is_readable, unwrap
+from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._status import Info, Status, report
 from torchopt_implicit._tree import Layout
 
 __all__ = [
+    "Factorization",
     "LinearSolver",
     "check_options",
-    "default_maxiter",
     "dot",
     "has_ridge",
-    "is_readable",
     "make_info",
     "norm",
-    "residual_info",
-    "with_ridge",
+    "power_of_two",
+    "scaled_norm",
+    "working_dtype",
 ]
 
 
@@ -37,9 +40,13 @@ class LinearSolver(abc.ABC):
     By keyword, the operator is ``A`` or ``matvec``.
     """
 
+    #: whether the operator need not be square
+    takes_rectangular: ClassVar[bool] = False
+
     #: whether a failed solve raises :class:`~torchopt_implicit.FailedSolveError`, not warns
     throw: bool = False
 
+    @eager
     def __call__(self, A: Any = None, b: Any = None, *, matvec: Any = None) -> Any:
         if (A is None) is (matvec is None) or b is None:
             got = [name for name, x in (("A", A), ("matvec", matvec), ("b", b)) if x is not None]
@@ -50,30 +57,48 @@ class LinearSolver(abc.ABC):
             )
         A = matvec if A is None else A
         x, info = self.solve(A, b)
-        if not isinstance(info.status, torch.Tensor) or is_readable(info.status):
-            report(info, f"The linear solve by {type(self).__name__}", throw=self.throw)
+        report(_plain(info), f"The linear solve by {type(self).__name__}", throw=self.throw)
         return x
 
+    @eager
     def solve(self, A: Any, b: Any) -> tuple[Any, Info]:
         """Return the solution, shaped like ``b``, and what became of the solve.
+
+        The solution has derivatives of any order, in ``b``, in ``A``, and in what a function or
+        operator ``A`` closes over.
 
         Raises:
             TypeError: If ``A`` or ``b`` is of the wrong kind.
             ValueError: If ``A`` and ``b`` do not fit, or the solver needs another structure.
         """
         layout = Layout.of(b, "b")
-        operator = as_operator(A, layout)
-        x, info = self.run(operator, layout.ravel(b, "b"))
+        operator = as_operator(A, layout, square=not self.takes_rectangular)
+        x, info = self.solve_vector(operator, layout.ravel(b, "b"))
         return operator.domain.unravel(x), info
+
+    def solve_vector(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:
+        """Solve for a vector ``(n,)``, with derivatives: by a :meth:`run` that has them."""
+        return self.run(A, b)
+
+    @property
+    def T(self) -> LinearSolver:
+        """The method for the transpose of the operator that this one is for."""
+        return self
 
     @abc.abstractmethod
     def run(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:
         """Solve for vectors ``b`` of shape ``(*batch, n)``, each its own problem.
 
-        ``A.matvec`` and ``A.rmatvec`` take vectors of that shape.
+        Implicit derivatives call this, below all transforms, with plain tensors. Nothing given may
+        be written to, and ``A`` may be called as often as it takes.
+
+        Args:
+            A: Its ``matvec`` and ``rmatvec`` take vectors of the shape of ``b``, which may differ
+                in size if the method is one for rectangular operators.
+            b: The right-hand sides.
         """
 
-    def factorize(self, A: LinearOperator, batch: torch.Size) -> Any:
+    def factorize(self, A: LinearOperator, batch: torch.Size) -> Factorization | None:
         """Return what is worth keeping for further solves with ``A`` or its transpose.
 
         Args:
@@ -82,11 +107,31 @@ class LinearSolver(abc.ABC):
         """
         return None
 
-    def run_factorized(
-        self, factors: Any, A: LinearOperator, b: torch.Tensor, *, transposed: bool
-    ) -> tuple[torch.Tensor, Info]:
-        """Solve as :meth:`run` does, given the factors of ``A`` or, if ``transposed``, of its T."""
-        return self.run(A, b)
+
+class Factorization(abc.ABC):
+    """An operator, decomposed: for as many solves as it takes."""
+
+    @property
+    @abc.abstractmethod
+    def T(self) -> Factorization:
+        """That of the transpose, which shares all memory with this one."""
+
+    @abc.abstractmethod
+    def solve(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:
+        """Solve for vectors ``(*extra, *batch, n)``, as :meth:`LinearSolver.run` does.
+
+        Args:
+            A: The operator that was decomposed, for the residual; of :attr:`T` its transpose.
+            b: The right-hand sides.
+        """
+
+
+def _plain(info: Info) -> Info:
+    """Return the info underneath the transforms of `torch.func`, of all problems of a batch."""
+    if not isinstance(info.status, torch.Tensor):
+        return info
+    iterations, residual_norm, status = (unwrap(torch.as_tensor(field)) for field in info)
+    return Info(iterations, residual_norm, status)
 
 
 def dot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -103,16 +148,6 @@ def norm(x: torch.Tensor) -> torch.Tensor:
     return length
 
 
-def is_readable(tensor: torch.Tensor) -> bool:
-    """Return whether Python may branch on the tensor's values: not if `vmap` batches it."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        if functorch.is_batchedtensor(tensor):
-            return False
-        tensor = functorch.get_unwrapped(tensor)
-    return True
-
-
 def make_info(
     iterations: torch.Tensor | int, residual_norm: torch.Tensor, status: torch.Tensor
 ) -> Info:
@@ -126,31 +161,35 @@ def make_info(
     return Info(count, residual_norm, status)
 
 
-def residual_info(residual: torch.Tensor, b: torch.Tensor, tolerance: float) -> Info:
-    """Return the info of a direct solve: it converged if the residual is small beside ``b``."""
-    size = norm(residual.detach())
-    finite = torch.isfinite(size)
-    status = torch.where(size <= tolerance * norm(b.detach()), 0, Status.BREAKDOWN)
-    status = torch.where(finite, status, Status.BREAKDOWN)
-    status = torch.where(torch.isfinite(norm(b.detach())), status, Status.NOT_FINITE)
-    return make_info(0, size, status)
+def power_of_two(x: torch.Tensor) -> torch.Tensor:
+    """Return powers of two ``(*batch, 1)`` near the largest entries of vectors ``(*batch, n)``.
+
+    It is 1 where that is 0 or not finite. Dividing by it rounds nothing.
+    """
+    if x.shape[-1] == 0:
+        return x.new_ones(*x.shape[:-1], 1)
+    largest = x.abs().amax(-1, keepdim=True)
+    regular = torch.isfinite(largest) & (largest > 0)
+    exponent = torch.where(regular, largest, 1).to(torch.float64).log2().floor()
+    return torch.exp2(exponent.clamp(min=math.log2(torch.finfo(x.dtype).tiny))).to(x.dtype)
 
 
-def has_ridge(ridge: float | torch.Tensor | None) -> bool:
+def scaled_norm(x: torch.Tensor) -> torch.Tensor:
+    """Return the 2-norms of vectors of any size, where squares would vanish or overflow."""
+    scale = power_of_two(x)
+    return norm(x / scale) * (scale if x.ndim > 1 else scale.squeeze(-1))
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype to compute in: half precision has neither the digits nor the routines."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def has_ridge(
+    ridge: float | torch.Tensor | None,
+) -> TypeGuard[float | torch.Tensor]:
     """Return whether there is a ridge, or may be."""
     return ridge is not None and (isinstance(ridge, torch.Tensor) or ridge != 0)
-
-
-def with_ridge(matvec: FlatMap, ridge: float | torch.Tensor | None) -> FlatMap:
-    """Return the matvec of ``A + ridge * I``."""
-    if ridge is None or not has_ridge(ridge):
-        return matvec
-    return lambda v: matvec(v) + ridge * v
-
-
-def default_maxiter(maxiter: int | None, n: int) -> int:
-    """Return the iteration limit: ten for each unknown, and never none."""
-    return max(10 * n, 10) if maxiter is None else maxiter
 
 
 def check_options(

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any
 
 import torch
 
 from torchopt_implicit._operator import LinearOperator
-from torchopt_implicit._status import Info
+from torchopt_implicit._status import Info, Status
 from torchopt_implicit.linear_solve._base import (
+    Factorization,
     LinearSolver,
     check_options,
-    residual_info,
-    with_ridge,
+    has_ridge,
+    make_info,
+    scaled_norm,
+    working_dtype,
 )
 
-__all__ = ["DirectSolver", "as_columns", "dense"]
+__all__ = ["Decomposition", "Direct", "DirectSolver", "as_columns", "dense"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,31 +32,77 @@ class DirectSolver(LinearSolver):
         check_options(ridge=self.ridge)
 
     @abc.abstractmethod
-    def factors(self, matrix: torch.Tensor) -> Any:
-        """Return the factors of matrices ``(*batch, n, n)``."""
-
-    @abc.abstractmethod
-    def back_substitute(self, factors: Any, b: torch.Tensor, transposed: bool) -> torch.Tensor:
-        """Return the solutions for columns ``(*batch, n, k)``."""
+    def decompose(self, matrix: torch.Tensor) -> Decomposition:
+        """Return the decomposition of matrices ``(*batch, n, n)``."""
 
     def run(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:
-        return self.run_factorized(self.factorize(A, b.shape[:-1]), A, b, transposed=False)
+        return self.factorize(A, b.shape[:-1]).solve(A, b)
 
-    def factorize(self, A: LinearOperator, batch: torch.Size) -> Any:
+    def factorize(self, A: LinearOperator, batch: torch.Size) -> Factorization:
         matrix = dense(A, batch)
-        if self.ridge is not None:
+        matrix = matrix.to(working_dtype(matrix.dtype))
+        if has_ridge(self.ridge):
             eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
             matrix = matrix + self.ridge * eye
-        return self.factors(matrix), len(batch)
+        size = scaled_norm(matrix.detach().flatten(-2)).reshape(*matrix.shape[:-2], 1)
+        return Direct(self.decompose(matrix), size, len(batch), self.ridge)
 
-    def run_factorized(
-        self, factors: Any, A: LinearOperator, b: torch.Tensor, *, transposed: bool
-    ) -> tuple[torch.Tensor, Info]:
-        decomposition, batch_ndim = factors
-        x = self.back_substitute(decomposition, as_columns(b, batch_ndim), transposed)
-        x = x.movedim(-1, 0).reshape(b.shape)
-        residual = b - with_ridge(A.matvec, self.ridge)(x)
-        return x, residual_info(residual, b, torch.finfo(b.dtype).eps ** 0.5)
+
+class Decomposition(abc.ABC):
+    """Factors of matrices ``(*batch, n, n)``."""
+
+    @property
+    @abc.abstractmethod
+    def T(self) -> Decomposition:
+        """That of the transposes."""
+
+    @abc.abstractmethod
+    def back_substitute(self, b: torch.Tensor) -> torch.Tensor:
+        """Return the solutions for columns ``(*batch, n, k)``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Direct(Factorization):
+    """A decomposition together with a verdict on what it gives."""
+
+    decomposition: Decomposition
+    size: torch.Tensor  # the Frobenius norms, (*batch, 1)
+    batch_ndim: int
+    ridge: float | torch.Tensor | None
+
+    @property
+    def T(self) -> Factorization:
+        return dataclasses.replace(self, decomposition=self.decomposition.T)
+
+    def solve(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:
+        columns = as_columns(b, self.batch_ndim).to(self.size.dtype)
+        x = self.decomposition.back_substitute(columns).movedim(-1, 0)
+        x = x.reshape(b.shape)
+        with torch.no_grad():
+            product = A.matvec(x.detach().to(b.dtype)).to(x.dtype)
+            if has_ridge(self.ridge):
+                product = product + self.ridge * x
+            info = self._judge(b.detach().to(x.dtype) - product, x, b, A.domain.eps)
+        return x.to(b.dtype), info
+
+    def _judge(
+        self, residual: torch.Tensor, x: torch.Tensor, b: torch.Tensor, coarse: float
+    ) -> Info:
+        r"""Return a verdict by the backward error :math:`\|r\| / (\|A\| \|x\| + \|b\|)`.
+
+        A matrix that is singular but for rounding has a small one, too, but with an
+        :math:`\|A\| \|x\|` beyond what a matrix can do that its dtype tells from singular ones.
+        The product with the operator may be more coarse than the vectors: half precision.
+        """
+        length, known = scaled_norm(residual.detach()), scaled_norm(b.detach().to(x.dtype))
+        size = self.size if b.ndim > 1 else self.size.squeeze(-1)
+        spread = size * scaled_norm(x.detach())
+        eps = torch.finfo(b.dtype).eps
+        converged = (length <= coarse**0.5 * (spread + known)) & (spread * eps <= 0.1 * known)
+        status = torch.where(converged, Status.CONVERGED, Status.BREAKDOWN)
+        given = torch.isfinite(size) & torch.isfinite(known)
+        status = torch.where(given, status, Status.NOT_FINITE)
+        return make_info(0, length, status)
 
 
 def dense(A: LinearOperator, batch: torch.Size) -> torch.Tensor:

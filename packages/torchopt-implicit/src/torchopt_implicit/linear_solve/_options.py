@@ -1,43 +1,47 @@
-"""What the functions that return a solver make of options: they are the fields of its class."""
+"""What the functions that return an iterative solver make of the options that they are given."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import TypedDict
 
-__all__ = ["with_options_of", "with_truncation"]
-
-_P = ParamSpec("_P")
-_Solver = TypeVar("_Solver")
+__all__ = ["Tolerances", "tolerances"]
 
 
-def with_options_of(
-    solver: Callable[_P, _Solver],
-) -> Callable[[Callable[..., _Solver]], Callable[_P, _Solver]]:
-    """Return a decorator that gives a function the signature of the class that it returns."""
+class Tolerances(TypedDict):
+    """When a solver stops: fields of its class."""
 
-    def decorate(function: Any) -> Any:
-        signature = inspect.signature(solver)
-        name = getattr(solver, "__name__", signature.empty)
-        function.__signature__ = signature.replace(return_annotation=name)
-        return function
-
-    return decorate
+    maxiter: int | None
+    rtol: float
+    atol: float
+    truncate: bool
 
 
-def with_truncation(options: dict[str, Any], *, by_limit: bool = False) -> dict[str, Any]:
-    """Return the options with `truncate=True` where it is not among them but meant.
+def tolerances(
+    maxiter: int | None,
+    rtol: float | None,
+    atol: float | None,
+    truncate: bool | None,
+    *,
+    by_limit: bool = False,
+) -> Tolerances:
+    """Return when to stop, with ``truncate=True`` where nothing is said of it but it is meant.
 
     TorchOpt 0.7 had no word for it. There, a limit next to a tolerance of 0, such as
     ``maxiter=5, atol=0``, is how truncated solves are written (iMAML's, Rajeswaran et al., 2019).
 
     Args:
-        options: The options that are given, by name.
+        maxiter: As given, like all others; ``None`` where nothing is.
+        rtol: 1e-5 by default.
+        atol: 0 by default.
+        truncate: Whether to end at the limit is no failure.
         by_limit: Whether a limit says so by itself, as the number of terms of a series does.
     """
-    tolerances = [options[name] for name in ("rtol", "atol") if name in options]
-    is_meant = (by_limit or tolerances) and not any(tolerances)
-    if "truncate" in options or options.get("maxiter") is None or not is_meant:
-        return options
-    return {**options, "truncate": True}
+    given = [tolerance for tolerance in (rtol, atol) if tolerance is not None]
+    if truncate is None:
+        truncate = maxiter is not None and (by_limit or bool(given)) and not any(given)
+    return {
+        "maxiter": maxiter,
+        "rtol": 1e-5 if rtol is None else rtol,
+        "atol": 0.0 if atol is None else atol,
+        "truncate": truncate,
+    }

@@ -3,108 +3,74 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from torchopt_implicit._operator import FlatMap, LinearOperator, as_operator
-from torchopt_implicit._status import Info
-from torchopt_implicit.linear_solve._base import (
-    LinearSolver,
-    check_options,
-    default_maxiter,
-    dot,
-    with_ridge,
-)
-from torchopt_implicit.linear_solve._iterate import (
-    Outcome,
-    Stop,
-    add_scaled,
-    iterate,
-    ratio,
-)
-from torchopt_implicit.linear_solve._options import with_options_of, with_truncation
+from torchopt_implicit._operator import FlatMap, LinearOperator
+from torchopt_implicit.linear_solve._base import dot
+from torchopt_implicit.linear_solve._krylov import Krylov, Outcome, Stop, ratio
+from torchopt_implicit.linear_solve._options import tolerances
 
 __all__ = ["CG", "solve_cg"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CG(LinearSolver):
+class CG(Krylov):
     """The solver that :func:`solve_cg` returns, which documents its options."""
 
-    ridge: float | torch.Tensor | None = None
-    init: Any = None
-    maxiter: int | None = None
-    rtol: float = 1e-5
-    atol: float = 0.0
-    M: Any = None
-    truncate: bool = False
+    presumes_symmetry: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        check_options(
-            ridge=self.ridge,
-            maxiter=self.maxiter,
-            rtol=self.rtol,
-            atol=self.atol,
-            truncate=self.truncate,
-        )
-
-    def run(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:
-        matvec = with_ridge(A.matvec, self.ridge)
-        M = None if self.M is None else as_operator(self.M, A.domain).matvec
-        x = None if self.init is None else A.domain.ravel(self.init, "init").expand_as(b)
-
-        def cycle(x: torch.Tensor, residual: torch.Tensor, stop: Stop) -> Outcome:
-            return _cycle(matvec, M, x, residual, stop)
-
-        return iterate(
-            cycle,
-            lambda x: b - matvec(x),
-            x,
-            b,
-            rtol=self.rtol,
-            atol=self.atol,
-            maxiter=default_maxiter(self.maxiter, A.domain.size),
-            truncate=self.truncate,
-        )
-
-
-def _cycle(
-    matvec: FlatMap, M: FlatMap | None, x: torch.Tensor, residual: torch.Tensor, stop: Stop
-) -> Outcome:
-    r = residual
-    z = r if M is None else M(r)
-    p = z.clone()
-    rz = dot(r, z)
-    count = torch.zeros_like(rz, dtype=torch.int64)
-    broke = torch.zeros_like(rz, dtype=torch.bool)
-    gain = torch.zeros_like(rz.detach())  # a lower bound of the norm of A
-    rounding = torch.finfo(r.dtype).eps
-    target = stop.tolerance**2
-    steps = 0
-    for steps in range(stop.limit + 1):
-        squared = rz if M is None else dot(r, r)
-        active = (squared.detach() > target) & ~broke
-        if steps == stop.limit or stop.is_due(steps, active):
-            break
-        Ap = matvec(p)
-        curvature = dot(p, Ap)
-        steepness = (curvature / dot(p, p)).abs().detach()
-        gain = torch.fmax(gain, steepness)
-        moves = active & (steepness > rounding * gain)
-        broke = broke | (active ^ moves)
-        alpha = ratio(rz, curvature, moves)
-        x = add_scaled(x, alpha, p, out=x)
-        r = add_scaled(r, alpha, Ap, -1, out=r)
+    def cycle(
+        self,
+        A: LinearOperator,
+        M: FlatMap | None,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        stop: Stop,
+    ) -> Outcome:
+        r = residual
         z = r if M is None else M(r)
-        old, rz = rz, dot(r, z)
-        p = add_scaled(z, ratio(rz, old, moves), p, out=p)
-        count = count + moves
-    return Outcome(x, r, count, broke, steps)
+        p = z.clone()
+        rz = dot(r, z)
+        count = torch.zeros_like(rz, dtype=torch.int64)
+        broke = torch.zeros_like(rz, dtype=torch.bool)
+        gain = torch.zeros_like(rz)  # a lower bound of the norm of A
+        rounding = torch.finfo(r.dtype).eps
+        target = stop.tolerance**2
+        steps = 0
+        for steps in range(stop.limit + 1):
+            squared = rz if M is None else dot(r, r)
+            active = (squared > target) & ~broke
+            if steps == stop.limit or stop.is_due(steps, active):
+                break
+            Ap = A.matvec(p)
+            curvature = dot(p, Ap)
+            steepness = (curvature / dot(p, p)).abs()
+            gain = torch.fmax(gain, steepness)
+            moves = active & (steepness > rounding * gain)
+            broke = broke | (active ^ moves)
+            alpha = ratio(rz, curvature, moves)
+            x.addcmul_(alpha, p)
+            r.addcmul_(alpha, Ap, value=-1)
+            z = r if M is None else M(r)
+            old, rz = rz, dot(r, z)
+            torch.addcmul(z, ratio(rz, old, moves), p, out=p)
+            count = count + moves
+        return Outcome(x, r, count, broke, steps)
 
 
-@with_options_of(CG)
-def solve_cg(**kwargs: Any) -> CG:
+def solve_cg(
+    *,
+    ridge: float | torch.Tensor | None = None,
+    init: Any = None,
+    maxiter: int | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    M: Any = None,
+    truncate: bool | None = None,
+    throw: bool = False,
+) -> CG:
     r"""Return a solver of :math:`(A + \rho I) x = b` by conjugate gradients.
 
     For symmetric operators that are positive definite. An iteration costs one matvec.
@@ -137,4 +103,10 @@ def solve_cg(**kwargs: Any) -> CG:
     Reference:
         Hestenes and Stiefel, Methods of conjugate gradients for solving linear systems, 1952.
     """
-    return CG(**with_truncation(kwargs))
+    return CG(
+        ridge=ridge,
+        init=init,
+        M=M,
+        throw=throw,
+        **tolerances(maxiter, rtol, atol, truncate),
+    )

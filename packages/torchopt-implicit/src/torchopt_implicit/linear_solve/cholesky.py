@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 
-from torchopt_implicit.linear_solve._direct import DirectSolver
-from torchopt_implicit.linear_solve._options import with_options_of
+from torchopt_implicit.linear_solve._direct import Decomposition, DirectSolver
 
 __all__ = ["Cholesky", "solve_cholesky"]
 
@@ -17,17 +15,25 @@ __all__ = ["Cholesky", "solve_cholesky"]
 class Cholesky(DirectSolver):
     """The solver that :func:`solve_cholesky` returns."""
 
-    def factors(self, matrix: torch.Tensor) -> Any:
+    def decompose(self, matrix: torch.Tensor) -> Decomposition:
         L, failed = torch.linalg.cholesky_ex(matrix)
         # a factor of a matrix that is not positive definite must not pass for one
-        return torch.where((failed != 0)[..., None, None], torch.nan, L)
-
-    def back_substitute(self, factors: Any, b: torch.Tensor, transposed: bool) -> torch.Tensor:
-        return torch.cholesky_solve(b, factors)
+        return _Factor(torch.where((failed != 0)[..., None, None], torch.nan, L))
 
 
-@with_options_of(Cholesky)
-def solve_cholesky(**kwargs: Any) -> Cholesky:
+@dataclasses.dataclass(frozen=True)
+class _Factor(Decomposition):
+    L: torch.Tensor
+
+    @property
+    def T(self) -> Decomposition:
+        return self
+
+    def back_substitute(self, b: torch.Tensor) -> torch.Tensor:
+        return torch.cholesky_solve(b, self.L)
+
+
+def solve_cholesky(*, ridge: float | torch.Tensor | None = None, throw: bool = False) -> Cholesky:
     r"""Return a solver of :math:`(A + \rho I) x = b` by a Cholesky decomposition.
 
     For symmetric positive definite operators; others break down. It takes :math:`n` matvecs, in one
@@ -51,4 +57,4 @@ def solve_cholesky(**kwargs: Any) -> Cholesky:
         >>> torchopt.linear_solve.solve_cholesky()(A, torch.tensor([6.0, 7.0]))
         tensor([1., 1.])
     """
-    return Cholesky(**kwargs)
+    return Cholesky(ridge=ridge, throw=throw)

@@ -3,75 +3,69 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 
-from torchopt_implicit._operator import LinearOperator
-from torchopt_implicit._status import Info
-from torchopt_implicit.linear_solve._base import (
-    LinearSolver,
-    check_options,
-    norm,
-    with_ridge,
-)
-from torchopt_implicit.linear_solve._iterate import Outcome, Stop, iterate
-from torchopt_implicit.linear_solve._options import with_truncation
+from torchopt_implicit._operator import FlatMap, LinearOperator
+from torchopt_implicit._tags import Tag
+from torchopt_implicit._tree import Layout
+from torchopt_implicit.linear_solve._base import norm
+from torchopt_implicit.linear_solve._krylov import Krylov, Outcome, Stop
+from torchopt_implicit.linear_solve._options import tolerances
 from torchopt_implicit.linear_solve.lu import LU
 
 __all__ = ["Neumann", "solve_inv"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Neumann(LinearSolver):
-    """What :func:`solve_inv` returns for ``ns=True``."""
+class Neumann(Krylov):
+    """What :func:`solve_inv` returns for ``ns=True``.
 
-    ridge: float | torch.Tensor | None = None
-    maxiter: int | None = None
+    The partial sums of the series are :math:`x_{k+1} = x_k + \\alpha (b - A x_k)`, from
+    :math:`\\alpha b` on: :math:`\\alpha I` is the preconditioner.
+    """
+
     alpha: float | torch.Tensor | None = None
-    rtol: float = 1e-5
-    atol: float = 0.0
-    truncate: bool = False
 
-    def __post_init__(self) -> None:
-        check_options(
-            ridge=self.ridge,
-            maxiter=self.maxiter,
-            rtol=self.rtol,
-            atol=self.atol,
-            truncate=self.truncate,
-        )
+    def preconditioner(self, layout: Layout) -> LinearOperator | None:
+        if self.alpha is None:
+            return None
+        alpha = self.alpha
 
-    def run(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:
-        matvec = with_ridge(A.matvec, self.ridge)
-        alpha: Any = 1.0 if self.alpha is None else self.alpha
+        def scale(v: torch.Tensor) -> torch.Tensor:
+            return alpha * v
 
-        # the partial sums of the series are x <- x + alpha * (b - A x), from alpha * b
-        def cycle(x: torch.Tensor, residual: torch.Tensor, stop: Stop) -> Outcome:
-            length = norm(residual.detach())
-            count = torch.zeros_like(length, dtype=torch.int64)
-            steps = 0
-            for steps in range(stop.limit + 1):
-                active = (length > stop.tolerance) & torch.isfinite(length)
-                if steps == stop.limit or stop.is_due(steps, active):
-                    break
-                x = torch.where(active, x + alpha * residual, x)
-                residual = torch.where(active, residual - alpha * matvec(residual), residual)
-                length = norm(residual.detach())
-                count = count + active
-            diverges = length > (norm(b.detach()) if self.truncate else torch.inf)
-            return Outcome(x, residual, count, diverges & (steps == stop.limit), steps)
+        return LinearOperator(scale, scale, layout, layout, tags=Tag.DIAGONAL)
 
-        return iterate(
-            cycle,
-            lambda x: b - matvec(x),
-            alpha * b,
-            b,
-            rtol=self.rtol,
-            atol=self.atol,
-            maxiter=10 if self.maxiter is None else self.maxiter,
-            truncate=self.truncate,
-        )
+    def start(self, b: torch.Tensor, M: FlatMap | None) -> torch.Tensor | None:
+        return b.clone() if M is None else M(b)
+
+    def limit(self, n: int) -> int:
+        return 10 if self.maxiter is None else self.maxiter
+
+    def cycle(
+        self,
+        A: LinearOperator,
+        M: FlatMap | None,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        stop: Stop,
+    ) -> Outcome:
+        length = norm(residual)
+        count = torch.zeros_like(length, dtype=torch.int64)
+        steps = 0
+        for steps in range(stop.limit + 1):
+            active = (length > stop.tolerance) & torch.isfinite(length)
+            if steps == stop.limit or stop.is_due(steps, active):
+                break
+            step = residual if M is None else M(residual)
+            x = torch.where(active, x + step, x)
+            residual = torch.where(active, residual - A.matvec(step), residual)
+            length = norm(residual)
+            count = count + active
+        diverges = length > (stop.size if self.truncate else torch.inf)
+        return Outcome(x, residual, count, diverges & (steps == stop.limit), steps)
 
 
 @overload
@@ -87,14 +81,24 @@ def solve_inv(
     ridge: float | torch.Tensor | None = None,
     maxiter: int | None = None,
     alpha: float | torch.Tensor | None = None,
-    rtol: float = 1e-5,
-    atol: float = 0.0,
-    truncate: bool = False,
+    rtol: float | None = None,
+    atol: float | None = None,
+    truncate: bool | None = None,
     throw: bool = False,
 ) -> Neumann | LU: ...
 
 
-def solve_inv(*, ns: bool = False, **kwargs: Any) -> Neumann | LU:
+def solve_inv(
+    *,
+    ns: bool = False,
+    ridge: float | torch.Tensor | None = None,
+    maxiter: int | None = None,
+    alpha: float | torch.Tensor | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    truncate: bool | None = None,
+    throw: bool = False,
+) -> Neumann | LU:
     r"""Return a solver of :math:`(A + \rho I) x = b` by the inverse of the operator.
 
     Either a direct method, :func:`solve_lu`, or the Neumann series
@@ -133,4 +137,17 @@ def solve_inv(*, ns: bool = False, **kwargs: Any) -> Neumann | LU:
         Lorraine, Vicol and Duvenaud, Optimizing millions of hyperparameters by implicit
         differentiation, AISTATS 2020.
     """
-    return Neumann(**with_truncation(kwargs, by_limit=True)) if ns else LU(**kwargs)
+    if ns:
+        options = tolerances(maxiter, rtol, atol, truncate, by_limit=True)
+        return Neumann(ridge=ridge, alpha=alpha, throw=throw, **options)
+    series = {
+        "maxiter": maxiter,
+        "alpha": alpha,
+        "rtol": rtol,
+        "atol": atol,
+        "truncate": truncate,
+    }
+    for name, value in series.items():
+        if value is not None:
+            raise TypeError(f"`{name}` is an option of the series, got {value!r}: say `ns=True`")
+    return LU(ridge=ridge, throw=throw)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 
-from torchopt_implicit.linear_solve._direct import DirectSolver
-from torchopt_implicit.linear_solve._options import with_options_of
+from torchopt_implicit.linear_solve._direct import Decomposition, DirectSolver
 
 __all__ = ["LU", "solve_lu"]
 
@@ -17,17 +15,27 @@ __all__ = ["LU", "solve_lu"]
 class LU(DirectSolver):
     """The solver that :func:`solve_lu` returns."""
 
-    def factors(self, matrix: torch.Tensor) -> Any:
-        LU, pivots, _ = torch.linalg.lu_factor_ex(matrix)
-        return LU, pivots
+    def decompose(self, matrix: torch.Tensor) -> Decomposition:
+        factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)
+        return _Factors(factors, pivots, False)
 
-    def back_substitute(self, factors: Any, b: torch.Tensor, transposed: bool) -> torch.Tensor:
-        x: torch.Tensor = torch.linalg.lu_solve(*factors, b, adjoint=transposed)
+
+@dataclasses.dataclass(frozen=True)
+class _Factors(Decomposition):
+    factors: torch.Tensor
+    pivots: torch.Tensor
+    adjoint: bool
+
+    @property
+    def T(self) -> Decomposition:
+        return dataclasses.replace(self, adjoint=not self.adjoint)
+
+    def back_substitute(self, b: torch.Tensor) -> torch.Tensor:
+        x: torch.Tensor = torch.linalg.lu_solve(self.factors, self.pivots, b, adjoint=self.adjoint)
         return x
 
 
-@with_options_of(LU)
-def solve_lu(**kwargs: Any) -> LU:
+def solve_lu(*, ridge: float | torch.Tensor | None = None, throw: bool = False) -> LU:
     r"""Return a solver of :math:`(A + \rho I) x = b` by an LU decomposition.
 
     For any operator that is not singular. It takes :math:`n` matvecs, in one batch, and
@@ -39,8 +47,8 @@ def solve_lu(**kwargs: Any) -> LU:
         throw: Whether a failure raises, rather than warns.
 
     Returns:
-        An :class:`LU`, called as ``solver(A, b)``. It fails as a breakdown if the residual is not
-        small beside ``b``, by the square root of the machine precision.
+        An :class:`LU`, called as ``solver(A, b)``. It fails as a breakdown if the matrix
+        cannot be told from a singular one.
 
     Raises:
         TypeError: If an option is unknown.
@@ -52,4 +60,4 @@ def solve_lu(**kwargs: Any) -> LU:
         >>> torchopt.linear_solve.solve_lu()(A, torch.tensor([2.0, -3.0]))
         tensor([3., 1.])
     """
-    return LU(**kwargs)
+    return LU(ridge=ridge, throw=throw)

@@ -7,120 +7,80 @@ from typing import Any
 
 import torch
 
-from torchopt_implicit._operator import FlatMap, LinearOperator, as_operator
-from torchopt_implicit._status import Info
-from torchopt_implicit.linear_solve._base import (
-    LinearSolver,
-    check_options,
-    default_maxiter,
-    dot,
-    has_ridge,
-    norm,
-    with_ridge,
-)
-from torchopt_implicit.linear_solve._iterate import (
-    Outcome,
-    Stop,
-    add_scaled,
-    iterate,
-    ratio,
-)
-from torchopt_implicit.linear_solve._options import with_options_of, with_truncation
+from torchopt_implicit._operator import FlatMap, LinearOperator
+from torchopt_implicit.linear_solve._base import dot, has_ridge, norm
+from torchopt_implicit.linear_solve._krylov import Krylov, Outcome, Stop, ratio
+from torchopt_implicit.linear_solve._options import tolerances
+from torchopt_implicit.linear_solve.cg import CG
 
 __all__ = ["NormalCG", "solve_normal_cg"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NormalCG(LinearSolver):
+class NormalCG(Krylov):
     """The solver that :func:`solve_normal_cg` returns, which documents its options."""
 
-    ridge: float | torch.Tensor | None = None
-    init: Any = None
-    maxiter: int | None = None
-    rtol: float = 1e-5
-    atol: float = 0.0
-    M: Any = None
-    truncate: bool = False
+    def posed(
+        self, A: LinearOperator, b: torch.Tensor
+    ) -> tuple[Krylov, LinearOperator, torch.Tensor]:
+        if not has_ridge(self.ridge):
+            return self, A, b
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        method = CG(**options | {"ridge": None})
+        return method, (A.T @ A).shifted(self.ridge), A.rmatvec(b)
 
-    def __post_init__(self) -> None:
-        check_options(
-            ridge=self.ridge,
-            maxiter=self.maxiter,
-            rtol=self.rtol,
-            atol=self.atol,
-            truncate=self.truncate,
-        )
-
-    def run(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:
-        layout = A.domain
-        x = None if self.init is None else layout.ravel(self.init, "init")
-        x = None if x is None else x.expand(*b.shape[:-1], layout.size)
-        M = None if self.M is None else as_operator(self.M, layout).matvec
-        regularized = has_ridge(self.ridge)
-        target = A.rmatvec(b) if regularized else b
-        slope = with_ridge(lambda x: A.rmatvec(A.matvec(x)), self.ridge)
-
-        def cycle(x: torch.Tensor, residual: torch.Tensor, stop: Stop) -> Outcome:
-            r = b - A.matvec(x) if regularized else residual
-            return _cycle(A, M, self.ridge if regularized else None, x, r, stop)
-
-        return iterate(
-            cycle,
-            lambda x: target - (slope(x) if regularized else A.matvec(x)),
-            x,
-            target,
-            rtol=self.rtol,
-            atol=self.atol,
-            maxiter=default_maxiter(self.maxiter, layout.size),
-            truncate=self.truncate,
-        )
-
-
-def _cycle(
-    A: LinearOperator,
-    M: FlatMap | None,
-    ridge: float | torch.Tensor | None,
-    x: torch.Tensor,
-    r: torch.Tensor,
-    stop: Stop,
-) -> Outcome:
-    s = A.rmatvec(r) if ridge is None else A.rmatvec(r) - ridge * x
-    z = s if M is None else M(s)
-    p = z.clone()
-    sz = dot(s, z)
-    count = torch.zeros_like(sz, dtype=torch.int64)
-    broke = torch.zeros_like(sz, dtype=torch.bool)
-    rounding = 10 * torch.finfo(r.dtype).eps
-    gain = torch.zeros_like(sz)  # a lower bound of the norm of A
-    steps = 0
-    for steps in range(stop.limit + 1):
-        slope = norm(s.detach())
-        length = slope if ridge is not None else norm(r.detach())
-        if ridge is None:
+    def cycle(
+        self,
+        A: LinearOperator,
+        M: FlatMap | None,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        stop: Stop,
+    ) -> Outcome:
+        r = residual
+        s = A.rmatvec(r)
+        z = s if M is None else M(s)
+        p = z.clone()
+        sz = dot(s, z)
+        count = torch.zeros_like(sz, dtype=torch.int64)
+        broke = torch.zeros_like(sz, dtype=torch.bool)
+        rounding = 10 * torch.finfo(r.dtype).eps
+        gain = torch.zeros_like(sz)  # a lower bound of the norm of A
+        steps = 0
+        for steps in range(stop.limit + 1):
+            slope, length = norm(s), norm(r)
             # at a least squares solution that solves nothing: b is out of reach of A
             broke = broke | ((slope <= rounding * gain * length) & (length > stop.tolerance))
-        active = (length > stop.tolerance) & ~broke
-        if steps == stop.limit or stop.is_due(steps, active):
-            break
-        Ap = A.matvec(p)
-        stretched, extent = dot(Ap, Ap), dot(p, p)
-        curvature = stretched if ridge is None else stretched + ridge * extent
-        moves = active & (curvature > 0)
-        broke = broke | (active & ~moves)
-        gain = torch.maximum(gain, ratio(stretched.detach(), extent.detach(), extent > 0).sqrt())
-        alpha = ratio(sz, curvature, moves)
-        x = add_scaled(x, alpha, p, out=x)
-        r = add_scaled(r, alpha, Ap, -1, out=r)
-        s = A.rmatvec(r) if ridge is None else A.rmatvec(r) - ridge * x
-        z = s if M is None else M(s)
-        old, sz = sz, dot(s, z)
-        p = add_scaled(z, ratio(sz, old, moves), p, out=p)
-        count = count + moves
-    return Outcome(x, r if ridge is None else s, count, broke, steps)
+            active = (length > stop.tolerance) & ~broke
+            if steps == stop.limit or stop.is_due(steps, active):
+                break
+            Ap = A.matvec(p)
+            stretched, extent = dot(Ap, Ap), dot(p, p)
+            moves = active & (stretched > 0)
+            broke = broke | (active & ~moves)
+            gain = torch.maximum(gain, ratio(stretched, extent, extent > 0).sqrt())
+            alpha = ratio(sz, stretched, moves)
+            x.addcmul_(alpha, p)
+            r.addcmul_(alpha, Ap, value=-1)
+            s = A.rmatvec(r)
+            z = s if M is None else M(s)
+            old, sz = sz, dot(s, z)
+            torch.addcmul(z, ratio(sz, old, moves), p, out=p)
+            count = count + moves
+        return Outcome(x, r, count, broke, steps)
 
 
-@with_options_of(NormalCG)
-def solve_normal_cg(**kwargs: Any) -> NormalCG:
+def solve_normal_cg(
+    *,
+    ridge: float | torch.Tensor | None = None,
+    init: Any = None,
+    maxiter: int | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    M: Any = None,
+    truncate: bool | None = None,
+    throw: bool = False,
+) -> NormalCG:
     r"""Return a solver of :math:`(A^\top A + \rho I) x = A^\top b` by conjugate gradients.
 
     For any operator that is not singular: symmetric or not. An iteration costs one matvec and one
@@ -157,4 +117,10 @@ def solve_normal_cg(**kwargs: Any) -> NormalCG:
     Reference:
         Bjorck, Numerical methods for least squares problems, 1996, section 7.4 (CGLS).
     """
-    return NormalCG(**with_truncation(kwargs))
+    return NormalCG(
+        ridge=ridge,
+        init=init,
+        M=M,
+        throw=throw,
+        **tolerances(maxiter, rtol, atol, truncate),
+    )

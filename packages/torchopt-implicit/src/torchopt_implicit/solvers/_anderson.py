@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,15 +11,12 @@ import torch
 
 from torchopt_implicit import linear_solve as solves
 from torchopt_implicit._root import custom_fixed_point
-from torchopt_implicit._status import Info
 from torchopt_implicit._tree import Layout
-from torchopt_implicit.solvers._loop import iterate, target_of
-from torchopt_implicit.solvers._solver import (
-    LinearSolve,
-    Solver,
-    by_size,
-    check_arguments,
-)
+from torchopt_implicit.differentiation import Differentiation
+from torchopt_implicit.solvers._linear_step import LinearSolve, derivative_solver
+from torchopt_implicit.solvers._method import Method
+from torchopt_implicit.solvers._numbers import Number, like, minimum, read, select
+from torchopt_implicit.solvers._solver import Solver, by_size, check_arguments
 
 __all__ = ["anderson"]
 
@@ -28,14 +26,13 @@ RESTART_GROWTH = 4.0
 
 class _State(NamedTuple):
     x: torch.Tensor
-    # images of the last iterates and how far each moved, in a ring
-    images: torch.Tensor
-    residuals: torch.Tensor
-    # where in the ring the newest is, and how many are valid
-    newest: torch.Tensor
-    filled: torch.Tensor
-    error: torch.Tensor
-    failure: torch.Tensor
+    # images of the last iterates and how far each moved, the newest last
+    images: tuple[torch.Tensor, ...]
+    residuals: tuple[torch.Tensor, ...]
+    # how many of them count
+    filled: Any
+    error: Number
+    failure: Any
 
 
 def anderson(
@@ -46,6 +43,8 @@ def anderson(
     ridge: float = 1e-10,
     maxiter: int = 200,
     tol: float | None = None,
+    derivative_solve: LinearSolve | None = None,
+    differentiation: Differentiation | None = None,
     linear_solve: LinearSolve | None = None,
     throw: bool = False,
 ) -> Solver:
@@ -68,15 +67,18 @@ def anderson(
         maxiter: The most evaluations.
         tol: Stop when :math:`\|T(x) - x\|` is at most ``tol * max(1, its value at the start)``;
             3.7e-11 in float64 and 2.4e-5 in float32 by default.
-        linear_solve: Solves with :math:`I - \partial_x T` in derivatives. A factorisation for up to
-            256 unknowns and GMRES beyond by default.
+        derivative_solve: Solves with :math:`I - \partial_x T` in derivatives. A factorisation for
+            up to 256 unknowns and GMRES beyond by default.
+        linear_solve: The former name of ``derivative_solve``.
+        differentiation: How the solution is differentiated, by default
+            :class:`~torchopt_implicit.differentiation.Implicit`.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
         A :class:`Solver`.
 
     Raises:
-        TypeError: If ``function`` or ``linear_solve`` is not callable.
+        TypeError: If ``function`` or ``derivative_solve`` is not callable.
         ValueError: If a number is out of its range, or the function returns another tree.
 
     Example:
@@ -93,7 +95,15 @@ def anderson(
     References:
         H. F. Walker, P. Ni: Anderson acceleration for fixed-point iterations (2011).
     """
-    check_arguments(function, "function", maxiter, tol, linear_solve)
+    derivative_solve = derivative_solver(derivative_solve, linear_solve)
+    check_arguments(
+        function,
+        "function",
+        maxiter,
+        tol,
+        derivative_solve=derivative_solve,
+        differentiation=differentiation,
+    )
     if not isinstance(history, int) or history < 1:
         raise ValueError(f"`history` must be a positive integer, got {history!r}")
     if not mixing > 0:
@@ -101,79 +111,83 @@ def anderson(
     if not ridge >= 0:
         raise ValueError(f"`ridge` must be non-negative, got {ridge!r}")
 
-    def search(init: Any, *args: Any) -> tuple[Any, Info]:
-        layout = Layout.of(init, "init")
-
+    def bind(layout: Layout, args: tuple[Any, ...]) -> _Anderson:
         def image_of(x: torch.Tensor) -> torch.Tensor:
             return layout.ravel(function(layout.unravel(x), *args), "the result of `function`")
 
-        x = layout.ravel(init, "init")
-        image = image_of(x)
-        residual = image - x
-        zero = torch.zeros((), dtype=torch.int64, device=x.device)
-        ring = x.new_zeros(history, x.numel())
-        newest = _slot(zero, history)
-        state = _State(
-            x=x,
-            images=torch.where(newest, image, ring),
-            residuals=torch.where(newest, residual, ring),
-            newest=zero,
-            filled=zero + 1,
-            error=torch.linalg.vector_norm(residual),
-            failure=zero,
-        )
-        step = functools.partial(_step, image_of, mixing, ridge)
-        state, info = iterate(step, state, target=target_of(state, tol), maxiter=maxiter)
-        return layout.unravel(state.x), info
+        return _Anderson(image_of, history, mixing, ridge)
 
     differentiate = functools.partial(
         custom_fixed_point,
         function,
-        solve=by_size(solves.GMRES) if linear_solve is None else linear_solve,
+        solve=by_size(solves.GMRES) if derivative_solve is None else derivative_solve,
     )
-    return Solver("anderson", search, differentiate, throw=throw)
-
-
-def _slot(index: torch.Tensor, history: int) -> torch.Tensor:
-    return (torch.arange(history, device=index.device) == index).unsqueeze(-1)
-
-
-def _weights(residuals: torch.Tensor, valid: torch.Tensor, ridge: float) -> torch.Tensor:
-    """Return the weights that sum to one and minimize the norm of the combined residual."""
-    # rows scaled by the largest, so that the products do not underflow near the solution
-    size = torch.linalg.vector_norm(residuals, dim=-1)
-    scaled = residuals / torch.where(size.amax() > 0, size.amax(), 1.0)
-    products = scaled @ scaled.mT
-    damping = max(ridge, torch.finfo(residuals.dtype).eps) * products.diagonal().sum()
-    products = products + torch.diag(torch.where(valid, damping, 1.0))
-    ones = valid.to(residuals.dtype)
-    weights, _ = torch.linalg.solve_ex(products, ones.unsqueeze(-1))
-    normalized: torch.Tensor = weights.squeeze(-1) / weights.sum()
-    return normalized
-
-
-def _step(
-    image_of: Callable[[torch.Tensor], torch.Tensor], mixing: float, ridge: float, state: _State
-) -> _State:
-    history = state.images.shape[0]
-    # entries of the ring that are older than the last restart hold zeros
-    age = (state.newest - torch.arange(history, device=state.x.device)) % history
-    weights = _weights(state.residuals, age < state.filled, ridge)
-    x = weights @ (state.images - (1 - mixing) * state.residuals)
-    image = image_of(x)
-    residual = image - x
-    error = torch.linalg.vector_norm(residual)
-    restart = error > RESTART_GROWTH * state.error
-    newest = (state.newest + 1) % history
-    slot = _slot(newest, history)
-    images = torch.where(restart, 0.0, state.images)
-    residuals = torch.where(restart, 0.0, state.residuals)
-    return _State(
-        x=x,
-        images=torch.where(slot, image, images),
-        residuals=torch.where(slot, residual, residuals),
-        newest=newest,
-        filled=torch.where(restart, 1, (state.filled + 1).clamp_max(history)),
-        error=error,
-        failure=state.failure,
+    return Solver(
+        "anderson",
+        bind,
+        differentiate,
+        maxiter=maxiter,
+        tol=tol,
+        throw=throw,
+        differentiation=differentiation,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Anderson(Method[_State]):
+    image_of: Callable[[torch.Tensor], torch.Tensor]
+    history: int
+    mixing: float
+    ridge: float
+
+    def init_state(self, x: torch.Tensor) -> _State:
+        image = self.image_of(x)
+        residual = image - x
+        (error,) = read(torch.linalg.vector_norm(residual))
+        none = torch.zeros_like(residual)
+        empty = (none,) * (self.history - 1)
+        return _State(
+            x=x,
+            images=(*empty, image),
+            residuals=(*empty, residual),
+            filled=like(error, 1),
+            error=error,
+            failure=like(error, 0),
+        )
+
+    def update(self, state: _State) -> _State:
+        weights = self._weights(torch.stack(state.residuals).detach(), state.filled)
+        images = torch.stack(state.images)
+        if self.mixing != 1:
+            images = images - (1 - self.mixing) * torch.stack(state.residuals)
+        x = weights @ images
+        image = self.image_of(x)
+        residual = image - x
+        (error,) = read(torch.linalg.vector_norm(residual))
+        restart = error > RESTART_GROWTH * state.error
+        filled = select(restart, like(error, 1), minimum(state.filled + 1, self.history))
+        return _State(
+            x=x,
+            images=(*state.images[1:], image),
+            residuals=(*state.residuals[1:], residual),
+            filled=filled,
+            error=error,
+            failure=state.failure,
+        )
+
+    def _weights(self, residuals: torch.Tensor, filled: Any) -> torch.Tensor:
+        """Return the weights that sum to one and minimize the norm of the combined residual."""
+        # the newest are the last; those older than the last restart do not count
+        age = torch.arange(self.history - 1, -1, -1, device=residuals.device)
+        valid = age < filled
+        residuals = torch.where(valid.unsqueeze(-1), residuals, 0.0)
+        # rows scaled by the largest, so that the products do not underflow near the solution
+        size = torch.linalg.vector_norm(residuals, dim=-1)
+        scaled = residuals / torch.where(size.amax() > 0, size.amax(), 1.0)
+        products = scaled @ scaled.mT
+        damping = max(self.ridge, torch.finfo(residuals.dtype).eps) * products.diagonal().sum()
+        products = products + torch.diag(torch.where(valid, damping, 1.0))
+        ones = valid.to(residuals.dtype)
+        weights, _ = torch.linalg.solve_ex(products, ones.unsqueeze(-1))
+        normalized: torch.Tensor = weights.squeeze(-1) / weights.sum()
+        return normalized

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,8 +13,10 @@ from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._root import custom_root
 from torchopt_implicit._status import Info, Status
 from torchopt_implicit._tree import Layout
+from torchopt_implicit.differentiation import Differentiation, Unrolled
 from torchopt_implicit.linear_solve import LinearSolver
-from torchopt_implicit.solvers._loop import iterate
+from torchopt_implicit.solvers._method import Method
+from torchopt_implicit.solvers._numbers import Number, read
 from torchopt_implicit.solvers._solver import Solver, check_arguments
 
 __all__ = ["bisection"]
@@ -29,15 +30,16 @@ class _State(NamedTuple):
     upper: torch.Tensor
     sign: torch.Tensor
     # widest half bracket, relative to the larger of 1 and the middle
-    error: torch.Tensor
-    failure: torch.Tensor
+    error: Number
+    failure: Any
 
 
 def bisection(
     function: Callable[..., Any],
     *,
-    maxiter: int | None = None,
+    maxiter: int = 106,
     tol: float | None = None,
+    differentiation: Differentiation | None = None,
     throw: bool = False,
 ) -> Solver:
     r"""Return a solver for the roots of scalar functions by bisection.
@@ -51,10 +53,12 @@ def bisection(
 
     Args:
         function: ``function(x, *args)`` returns a tree like ``x``.
-        maxiter: The most evaluations; by default twice the digits of the dtype in base 2, which
-            is enough for brackets up to :math:`2^{52}` wide.
+        maxiter: The most evaluations; by default enough for brackets :math:`2^{52}` wide in
+            float64, twice its digits in base 2.
         tol: Stop when half of each bracket is at most ``tol * max(1, |x|)``; four roundings by
             default.
+        differentiation: How the solution is differentiated, by default
+            :class:`~torchopt_implicit.differentiation.Implicit`.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
@@ -76,28 +80,38 @@ def bisection(
         >>> torch.autograd.grad(x.sum(), a)  # 1 / (3 x**2)
         (tensor([0.3333, 0.0833, 0.0370]),)
     """
-    check_arguments(function, "function", 0 if maxiter is None else maxiter, tol)
+    check_arguments(function, "function", maxiter, tol, differentiation=differentiation)
+    if isinstance(differentiation, Unrolled):
+        raise ValueError(
+            "the steps of bisection depend on signs alone, so that Unrolled() would give gradients "
+            "of zero: use Implicit()"
+        )
 
-    def search(init: Any, *args: Any) -> tuple[Any, Info]:
+    def start(init: Any) -> tuple[Layout, torch.Tensor]:
         if not isinstance(init, (tuple, list)) or len(init) != 2:
             raise ValueError(f"`init` must be a pair (lower, upper), got {type(init).__name__}")
         layout = Layout.of(init[0], "lower")
+        return layout, torch.stack((layout.ravel(init[0], "lower"), layout.ravel(init[1], "upper")))
 
+    def bind(layout: Layout, args: tuple[Any, ...]) -> _Bisection:
         def value_of(x: torch.Tensor) -> torch.Tensor:
             return layout.ravel(function(layout.unravel(x), *args), "the result of `function`")
 
-        state = _start(value_of, layout.ravel(init[0], "lower"), layout.ravel(init[1], "upper"))
-        digits = 1 - math.log2(torch.finfo(layout.dtype).eps)
-        state, info = iterate(
-            functools.partial(_step, value_of),
-            state,
-            target=4 * torch.finfo(layout.dtype).eps if tol is None else tol,
-            maxiter=2 * int(digits) if maxiter is None else maxiter,
-        )
-        return layout.unravel(state.x), info
+        return _Bisection(value_of)
 
     differentiate = functools.partial(custom_root, function, solve=_Divide())
-    return Solver("bisection", search, differentiate, throw=throw)
+    return Solver(
+        "bisection",
+        bind,
+        differentiate,
+        maxiter=maxiter,
+        tol=tol,
+        throw=throw,
+        differentiation=differentiation,
+        start=start,
+        default_tol=lambda eps: 4 * eps,
+        absolute=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,40 +127,34 @@ class _Divide(LinearSolver):
         return x, Info(zero, (diagonal * x - b).abs(), status)
 
 
-def _half_width(lower: torch.Tensor, upper: torch.Tensor, middle: torch.Tensor) -> torch.Tensor:
+@dataclasses.dataclass(frozen=True)
+class _Bisection(Method[_State]):
+    value_of: Callable[[torch.Tensor], torch.Tensor]
+
+    def init_state(self, x: torch.Tensor) -> _State:
+        lower, upper = x.unbind()
+        at_lower, at_upper = self.value_of(lower), self.value_of(upper)
+        # an end that is a root is the whole bracket
+        lower, upper = (
+            torch.where((at_upper == 0) & (at_lower != 0), upper, lower),
+            torch.where(at_lower == 0, lower, upper),
+        )
+        changes = torch.sign(at_lower) * torch.sign(at_upper) <= 0
+        finite = torch.isfinite(at_lower).all() & torch.isfinite(at_upper).all()
+        failure = torch.where(changes.all(), int(Status.CONVERGED), int(Status.BREAKDOWN))
+        failure = torch.where(finite, failure, int(Status.NOT_FINITE))
+        return _measure(lower, upper, torch.sign(at_lower), *read(failure))
+
+    def update(self, state: _State) -> _State:
+        sign = torch.sign(self.value_of(state.x))
+        # also collapses onto a middle that is a root
+        lower = torch.where((sign == state.sign) | (sign == 0), state.x, state.lower)
+        upper = torch.where((sign != state.sign) | (sign == 0), state.x, state.upper)
+        return _measure(lower, upper, state.sign, state.failure)
+
+
+def _measure(lower: torch.Tensor, upper: torch.Tensor, sign: torch.Tensor, failure: Any) -> _State:
+    middle = lower + 0.5 * (upper - lower)
     relative = 0.5 * (upper - lower).abs() / middle.abs().clamp_min(1.0)
-    return relative.amax() if relative.numel() else relative.sum()
-
-
-def _start(
-    value_of: Callable[[torch.Tensor], torch.Tensor], lower: torch.Tensor, upper: torch.Tensor
-) -> _State:
-    at_lower, at_upper = value_of(lower), value_of(upper)
-    # an end that is a root is the whole bracket
-    lower, upper = (
-        torch.where((at_upper == 0) & (at_lower != 0), upper, lower),
-        torch.where(at_lower == 0, lower, upper),
-    )
-    changes = torch.sign(at_lower) * torch.sign(at_upper) <= 0
-    finite = torch.isfinite(at_lower).all() & torch.isfinite(at_upper).all()
-    middle = lower + 0.5 * (upper - lower)
-    failure = torch.where(changes.all(), int(Status.CONVERGED), int(Status.BREAKDOWN))
-    failure = torch.where(finite, failure, int(Status.NOT_FINITE))
-    width = _half_width(lower, upper, middle)
-    return _State(middle, lower, upper, torch.sign(at_lower), width, failure)
-
-
-def _step(value_of: Callable[[torch.Tensor], torch.Tensor], state: _State) -> _State:
-    sign = torch.sign(value_of(state.x))
-    # also collapses onto a middle that is a root
-    lower = torch.where((sign == state.sign) | (sign == 0), state.x, state.lower)
-    upper = torch.where((sign != state.sign) | (sign == 0), state.x, state.upper)
-    middle = lower + 0.5 * (upper - lower)
-    return _State(
-        x=middle,
-        lower=lower,
-        upper=upper,
-        sign=state.sign,
-        error=_half_width(lower, upper, middle),
-        failure=state.failure,
-    )
+    (error,) = read(relative.amax() if relative.numel() else relative.sum())
+    return _State(middle, lower, upper, sign, error, failure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,17 +11,14 @@ import torch
 
 from torchopt_implicit import linear_solve as solves
 from torchopt_implicit._root import custom_root
-from torchopt_implicit._status import Info, Status
+from torchopt_implicit._status import Status
 from torchopt_implicit._tree import Layout
-from torchopt_implicit.solvers._loop import iterate, target_of
-from torchopt_implicit.solvers._solver import (
-    LinearSolve,
-    Solver,
-    by_size,
-    check_arguments,
-    flat_function,
-    value_and_jacobian,
-)
+from torchopt_implicit.differentiation import Differentiation
+from torchopt_implicit.solvers._flat import flat_function, value_and_jacobian
+from torchopt_implicit.solvers._linear_step import LinearSolve, derivative_solver
+from torchopt_implicit.solvers._method import Method
+from torchopt_implicit.solvers._numbers import Number, is_finite, like, read, select
+from torchopt_implicit.solvers._solver import Solver, by_size, check_arguments
 
 __all__ = ["broyden"]
 
@@ -34,10 +32,10 @@ class _State(NamedTuple):
     value: torch.Tensor
     inverse: torch.Tensor
     # how much of the step to try
-    length: torch.Tensor
-    trials: torch.Tensor
-    error: torch.Tensor
-    failure: torch.Tensor
+    length: Number
+    trials: Any
+    error: Number
+    failure: Any
 
 
 def broyden(
@@ -45,6 +43,8 @@ def broyden(
     *,
     maxiter: int = 200,
     tol: float | None = None,
+    derivative_solve: LinearSolve | None = None,
+    differentiation: Differentiation | None = None,
     linear_solve: LinearSolve | None = None,
     throw: bool = False,
 ) -> Solver:
@@ -63,14 +63,17 @@ def broyden(
         function: ``function(x, *args)`` returns a tree like ``x``, which is a tree like ``init``.
         maxiter: The most evaluations.
         tol: As in :func:`newton`.
-        linear_solve: As in :func:`newton`.
+        derivative_solve: As in :func:`newton`.
+        linear_solve: The former name of ``derivative_solve``.
+        differentiation: How the solution is differentiated, by default
+            :class:`~torchopt_implicit.differentiation.Implicit`.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
         A :class:`Solver`. A singular Jacobian at ``init`` ends it with ``Status.BREAKDOWN``.
 
     Raises:
-        TypeError: If ``function`` or ``linear_solve`` is not callable.
+        TypeError: If ``function`` or ``derivative_solve`` is not callable.
         ValueError: If a number is out of its range, or the function has not as many values as
             unknowns.
 
@@ -87,58 +90,68 @@ def broyden(
     References:
         C. G. Broyden: A class of methods for solving nonlinear simultaneous equations (1965).
     """
-    check_arguments(function, "function", maxiter, tol, linear_solve)
+    derivative_solve = derivative_solver(derivative_solve, linear_solve)
+    check_arguments(
+        function,
+        "function",
+        maxiter,
+        tol,
+        derivative_solve=derivative_solve,
+        differentiation=differentiation,
+    )
 
-    def search(init: Any, *args: Any) -> tuple[Any, Info]:
-        layout = Layout.of(init, "init")
-        value_of = flat_function(function, layout, args)
-        x = layout.ravel(init, "init")
-        value, jacobian = value_and_jacobian(value_of, square=True)(x)
-        inverse, singular = torch.linalg.inv_ex(jacobian)
-        zero = torch.zeros((), dtype=torch.int64, device=x.device)
-        error = torch.linalg.vector_norm(value)
-        state = _State(
-            x=x,
-            value=value,
-            inverse=inverse,
-            length=torch.ones_like(error),
-            trials=zero,
-            error=error,
-            failure=torch.where(singular != 0, int(Status.BREAKDOWN), zero),
-        )
-        state, info = iterate(
-            functools.partial(_step, value_of), state, target=target_of(state, tol), maxiter=maxiter
-        )
-        return layout.unravel(state.x), info
+    def bind(layout: Layout, args: tuple[Any, ...]) -> _Broyden:
+        return _Broyden(flat_function(function, layout, args))
 
     differentiate = functools.partial(
         custom_root,
         function,
-        solve=by_size(solves.GMRES) if linear_solve is None else linear_solve,
+        solve=by_size(solves.GMRES) if derivative_solve is None else derivative_solve,
     )
-    return Solver("broyden", search, differentiate, throw=throw)
-
-
-def _step(value_of: Callable[[torch.Tensor], torch.Tensor], state: _State) -> _State:
-    move = -state.length * (state.inverse @ state.value)
-    trial = state.x + move
-    value = value_of(trial).to(trial.dtype)
-    error = torch.linalg.vector_norm(value)
-    accept = error <= (1 - 1e-4 * state.length) * state.error
-
-    predicted = state.inverse @ (value - state.value)
-    denominator = move @ predicted
-    # without a tenth of the predicted change the updated inverse would be near singular
-    sound = denominator.abs() > 0.1 * (move @ move)
-    update = torch.outer((move - predicted) / denominator, move @ state.inverse)
-    trusted = sound & torch.isfinite(update).all()
-    trials = torch.where(accept, 0, state.trials + 1)
-    return _State(
-        x=torch.where(accept, trial, state.x),
-        value=torch.where(accept, value, state.value),
-        inverse=torch.where(trusted, state.inverse + update, state.inverse),
-        length=torch.where(accept, 1.0, 0.5 * state.length),
-        trials=trials,
-        error=torch.where(accept, error, state.error),
-        failure=torch.where(trials > MAX_TRIALS, int(Status.STAGNATED), state.failure),
+    return Solver(
+        "broyden",
+        bind,
+        differentiate,
+        maxiter=maxiter,
+        tol=tol,
+        throw=throw,
+        differentiation=differentiation,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Broyden(Method[_State]):
+    value_of: Callable[[torch.Tensor], torch.Tensor]
+
+    def init_state(self, x: torch.Tensor) -> _State:
+        value, jacobian = value_and_jacobian(self.value_of, square=True)(x)
+        inverse, singular = torch.linalg.inv_ex(jacobian.detach())
+        error, broken = read(torch.linalg.vector_norm(value), singular != 0)
+        failure = select(broken, int(Status.BREAKDOWN), like(error, 0))
+        return _State(x, value, inverse, like(error, 1.0), like(error, 0), error, failure)
+
+    def update(self, state: _State) -> _State:
+        move = -state.length * (state.inverse @ state.value)
+        trial = state.x + move
+        value = self.value_of(trial)
+        move = move.detach()
+        predicted = state.inverse @ (value - state.value).detach()
+        error, along, square = read(torch.linalg.vector_norm(value), move @ predicted, move @ move)
+        accept = error <= (1 - 1e-4 * state.length) * state.error
+
+        # without a tenth of the predicted change the updated inverse would be near singular
+        sound = (abs(along) > 0.1 * square) & is_finite(error)
+        if sound is False:
+            inverse = state.inverse
+        else:
+            left = (move - predicted) / along
+            update = torch.outer(left, move @ state.inverse)
+            inverse = select(sound, state.inverse + update, state.inverse)
+        trials = select(accept, like(error, 0), state.trials + 1)
+        failure = select(trials > MAX_TRIALS, int(Status.STAGNATED), state.failure)
+        full = like(error, 1.0)
+        taken = _State(trial, value, inverse, full, trials, error, failure)
+        kept = state._replace(
+            inverse=inverse, length=0.5 * state.length, trials=trials, failure=failure
+        )
+        return select(accept, taken, kept)  # type: ignore[no-any-return]

@@ -5,21 +5,14 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import torch
-
 from torchopt_implicit import linear_solve as solves
 from torchopt_implicit._root import custom_root
-from torchopt_implicit._status import Info
 from torchopt_implicit._tree import Layout
-from torchopt_implicit.solvers._solver import (
-    LinearSolve,
-    Objective,
-    Solver,
-    by_size,
-    check_arguments,
-    flat_value_and_grad,
-)
-from torchopt_implicit.solvers._spectral import descend
+from torchopt_implicit.differentiation import Differentiation
+from torchopt_implicit.solvers._flat import Objective, flat_value_and_grad, gradient_of
+from torchopt_implicit.solvers._linear_step import LinearSolve, derivative_solver
+from torchopt_implicit.solvers._solver import Solver, by_size, check_arguments
+from torchopt_implicit.solvers._spectral import SpectralGradient
 
 __all__ = ["gradient_descent"]
 
@@ -30,6 +23,8 @@ def gradient_descent(
     stepsize: float = 1.0,
     maxiter: int = 2000,
     tol: float | None = None,
+    derivative_solve: LinearSolve | None = None,
+    differentiation: Differentiation | None = None,
     linear_solve: LinearSolve | None = None,
     throw: bool = False,
 ) -> Solver:
@@ -50,16 +45,19 @@ def gradient_descent(
         maxiter: The most evaluations.
         tol: Stop when the gradient's norm is at most ``tol * max(1, its norm at the start)``. By
             default 3.7e-11 in float64 and 2.4e-5 in float32.
-        linear_solve: Solves with the Hessian in derivatives: a callable ``(matvec, b) -> x`` as
+        derivative_solve: Solves with the Hessian in derivatives: a callable ``(matvec, b) -> x`` as
             those of :mod:`torchopt_implicit.linear_solve`. A factorisation for up to 256 unknowns
             and conjugate gradients beyond by default.
+        linear_solve: The former name of ``derivative_solve``.
+        differentiation: How the solution is differentiated, by default
+            :class:`~torchopt_implicit.differentiation.Implicit`.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
         A :class:`Solver`.
 
     Raises:
-        TypeError: If ``objective`` or ``linear_solve`` is not callable.
+        TypeError: If ``objective`` or ``derivative_solve`` is not callable.
         ValueError: If a number is out of its range, or the objective is not scalar.
 
     Example:
@@ -75,20 +73,33 @@ def gradient_descent(
         M. Raydan: The Barzilai and Borwein gradient method for the large scale unconstrained
         minimization problem (1997).
     """
-    check_arguments(objective, "objective", maxiter, tol, linear_solve)
+    derivative_solve = derivative_solver(derivative_solve, linear_solve)
+    check_arguments(
+        objective,
+        "objective",
+        maxiter,
+        tol,
+        derivative_solve=derivative_solve,
+        differentiation=differentiation,
+    )
     if not stepsize > 0:
         raise ValueError(f"`stepsize` must be positive, got {stepsize!r}")
 
-    def search(init: Any, *args: Any) -> tuple[Any, Info]:
-        layout = Layout.of(init, "init")
+    def bind(layout: Layout, args: tuple[Any, ...]) -> SpectralGradient:
         value_and_grad = flat_value_and_grad(objective, layout, args)
-        start = layout.ravel(init, "init")
-        x, info = descend(value_and_grad, None, start, stepsize=stepsize, tol=tol, maxiter=maxiter)
-        return layout.unravel(x), info
+        return SpectralGradient(value_and_grad, None, stepsize, layout.eps)
 
     differentiate = functools.partial(
         custom_root,
-        torch.func.grad(objective),
-        solve=by_size(solves.CG) if linear_solve is None else linear_solve,
+        gradient_of(objective),
+        solve=by_size(solves.CG) if derivative_solve is None else derivative_solve,
     )
-    return Solver("gradient_descent", search, differentiate, throw=throw)
+    return Solver(
+        "gradient_descent",
+        bind,
+        differentiate,
+        maxiter=maxiter,
+        tol=tol,
+        throw=throw,
+        differentiation=differentiation,
+    )

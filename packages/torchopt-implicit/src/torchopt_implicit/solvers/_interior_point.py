@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 import torch
 
+from torchopt_implicit._functorch import unwrap
 from torchopt_implicit._status import Info, Status
 from torchopt_implicit.solvers._kkt import REFINEMENTS, Data, Factors, Solved, factorize, times
-from torchopt_implicit.solvers._loop import freeze, iterate, unwrap
+from torchopt_implicit.solvers._loop import Search, search
+from torchopt_implicit.solvers._numbers import select
 
 __all__ = ["solve"]
 
@@ -31,6 +33,9 @@ POLISHES = 2
 INFEASIBLE = 1e-4
 #: likewise of unboundedness: it then excludes all multipliers, and minimizers, below the inverse
 UNBOUNDED = 1e-8
+#: iterations at which a certificate has to hold, or half as many where none can follow: near a
+#: start far from the solution one may hold until the iterate has grown as large as feasible points
+HOLD = 4
 
 
 class State(NamedTuple):
@@ -45,6 +50,9 @@ class State(NamedTuple):
     equality: torch.Tensor
     error: torch.Tensor
     failure: torch.Tensor
+    # the status of which there was a certificate last, and at how many iterates
+    claim: torch.Tensor
+    held: torch.Tensor
     # taken so far
     steps: torch.Tensor
 
@@ -70,7 +78,8 @@ def solve(data: Data, *, tol: float, maxiter: int) -> tuple[State, Solved, Info]
     state = _start(data)
     for target, refinements, most in ((max(tol, EARLY), 0, FEW), (tol, 1, maxiter)):
         step = functools.partial(_step, data, refinements, maxiter)
-        state, info = iterate(step, state, target=target, maxiter=min(most, maxiter))
+        now = search(step, Search(state, torch.zeros_like(state.steps), target), min(most, maxiter))
+        state, info = now.state, now.info
         reached = state.error <= target
         state, factors, exact = _polish(data, state, reached, tol)
         if unwrap(exact | (state.failure != Status.CONVERGED)).all():
@@ -118,7 +127,7 @@ def _polish(
         polished = polished._replace(steps=state.steps)
         # what succeeded before succeeds again: its active inequalities are the same
         exact = wanted & (polished.error <= tol)
-        result = freeze(exact, polished, result)
+        result = select(exact, polished, result)
         if unwrap(exact | ~wanted).all():
             break
         active = torch.where(exact.unsqueeze(-1), active, torch.where(active, lam > 0, room < 0))
@@ -175,10 +184,11 @@ def _measure(
     descent = -_dot(data.q, z)
     ray = functools.reduce(torch.maximum, (_largest(Qz), _largest(Az), _largest(Gz.clamp_min(0))))
     unbounded = (descent > 0) & (ray <= UNBOUNDED * descent)
-    failure = torch.where(unbounded, int(Status.UNBOUNDED), int(Status.CONVERGED))
-    failure = torch.where(infeasible, int(Status.INFEASIBLE), failure)
-    steps = torch.zeros_like(failure)
-    return State(z, lam, nu, s, dual, primal, equality, error, failure, steps)
+    claim = torch.where(unbounded, int(Status.UNBOUNDED), int(Status.CONVERGED))
+    claim = torch.where(infeasible, int(Status.INFEASIBLE), claim)
+    none = torch.zeros_like(claim)
+    held = (claim != none).long()
+    return State(z, lam, nu, s, dual, primal, equality, error, none, claim, held, none)
 
 
 def _longest(x: torch.Tensor, dx: torch.Tensor) -> torch.Tensor:
@@ -223,9 +233,13 @@ def _step(data: Data, refinements: int, maxiter: int, state: State) -> State:
     steps = state.steps + 1
     failure = torch.where(steps >= maxiter, int(Status.ITERATION_LIMIT), int(Status.CONVERGED))
     failure = torch.where(stuck, int(Status.STAGNATED), failure)
-    failure = torch.where(new.failure == Status.CONVERGED, failure, new.failure)
-    new = new._replace(failure=failure, steps=steps)
+    claim = torch.where(new.claim == Status.CONVERGED, state.claim, new.claim)
+    held = torch.where(claim == state.claim, state.held, 0) + new.held
+    proven = (held >= HOLD) | (stuck & (2 * held >= HOLD))
+    failure = torch.where(proven, claim, failure)
+    new = new._replace(failure=failure, claim=claim, held=held, steps=steps)
     # of a step that failed only the verdict is kept
-    kept: State = freeze(~broken, new, state)
-    failure = torch.where(broken, int(Status.BREAKDOWN), kept.failure)
+    kept: State = select(~broken, new, state)
+    ending = torch.where(2 * state.held >= HOLD, state.claim, int(Status.BREAKDOWN))
+    failure = torch.where(broken, ending, kept.failure)
     return kept._replace(failure=failure)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
-import optree
 import torch
 
+from torchopt_implicit._functorch import lower, unwrap
 from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._status import Info, Status
-from torchopt_implicit.linear_solve import LinearSolver
-from torchopt_implicit.solvers._loop import unwrap
+from torchopt_implicit.linear_solve import Factorization, LinearSolver
 
 __all__ = ["Data", "Factors", "KKTSolver", "Solved", "factorize", "times"]
 
@@ -174,21 +172,31 @@ class KKTSolver(LinearSolver):
     def of(cls, solved: Solved, *, tolerance: float, throw: bool) -> KKTSolver:
         """Return the solver of a program, given what is known at the current transforms."""
         native = solved.s.shape[:-1]
-        return cls(native=native, solved=_lowered(solved), tolerance=tolerance, throw=throw)
+        # all transforms wrap `s`, which depends on all data
+        return cls(native=native, solved=lower(solved, solved.s), tolerance=tolerance, throw=throw)
 
     def run(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:
-        return self.run_factorized(self.factorize(A, b.shape[:-1]), A, b, transposed=False)
+        return self.factorize(A, b.shape[:-1]).solve(A, b)
 
-    def factorize(self, A: LinearOperator, batch: torch.Size) -> Solved:
-        return self.solved
+    def factorize(self, A: LinearOperator, batch: torch.Size) -> Factorization:
+        return _Factorized(self, is_transposed=True)
 
-    def run_factorized(
-        self, factors: Solved, A: LinearOperator, b: torch.Tensor, *, transposed: bool
-    ) -> tuple[torch.Tensor, Info]:
+
+@dataclasses.dataclass(frozen=True)
+class _Factorized(Factorization):
+    solver: KKTSolver
+    is_transposed: bool  # whether the operator is the transpose of J, as implicit derivatives ask
+
+    @property
+    def T(self) -> Factorization:
+        return dataclasses.replace(self, is_transposed=not self.is_transposed)
+
+    def solve(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:
+        factors = self.solver.solved
         lam, s, kkt = factors
         active = kkt.exact | (lam > s)
         u, t, v = self._split(b.to(lam.dtype), factors)
-        if not transposed:  # the operator of an implicit derivative is the transpose of J
+        if self.is_transposed:
             z, scaled, nu = kkt.solve(u, kkt.weights * t, v, refinements=REFINEMENTS)
             middle = _divide(
                 torch.where(active, scaled, times(kkt.data.G, z) - t), torch.where(active, lam, s)
@@ -200,7 +208,7 @@ class KKTSolver(LinearSolver):
         residual = torch.linalg.vector_norm(A.matvec(x) - b, dim=-1)
         size = torch.linalg.vector_norm(b, dim=-1)
         status = torch.where(
-            residual <= self.tolerance * size, int(Status.CONVERGED), int(Status.BREAKDOWN)
+            residual <= self.solver.tolerance * size, int(Status.CONVERGED), int(Status.BREAKDOWN)
         )
         status = torch.where(torch.isfinite(size), status, int(Status.NOT_FINITE))
         return x, Info(torch.zeros_like(status), residual, status)
@@ -208,15 +216,15 @@ class KKTSolver(LinearSolver):
     def _split(self, b: torch.Tensor, solved: Solved) -> list[torch.Tensor]:
         kkt = solved.factors
         widths = (kkt.hessian.shape[-1], kkt.weights.shape[-1], kkt.schur.shape[-1])
-        count = self.native.numel()
+        count = self.solver.native.numel()
         parts = torch.split(b, [count * width for width in widths], dim=-1)
         return [
-            part.reshape(*b.shape[:-1], *self.native, width)
+            part.reshape(*b.shape[:-1], *self.solver.native, width)
             for part, width in zip(parts, widths, strict=True)
         ]
 
     def _join(self, parts: tuple[torch.Tensor, ...], b: torch.Tensor) -> torch.Tensor:
-        count = self.native.numel()
+        count = self.solver.native.numel()
         return torch.cat(
             [part.reshape(*b.shape[:-1], count * part.shape[-1]) for part in parts], dim=-1
         )
@@ -225,27 +233,3 @@ class KKTSolver(LinearSolver):
 def _divide(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Return the quotient, or zero where a constraint is active without a multiplier."""
     return torch.where(y == 0, 0.0, x / y)
-
-
-def _lowered(solved: Solved) -> Solved:
-    """Return the tensors underneath the transforms of `torch.func`, where solvers run.
-
-    There each enclosing `vmap` is a dimension in front, of size 1 where a tensor had none.
-    """
-    functorch = torch._C._functorch
-    guide = solved.s  # depends on all data, so that all transforms wrap it
-    while functorch.is_functorch_wrapped_tensor(guide):
-        level = functorch.maybe_get_level(guide)
-        lower = functools.partial(_lower, level=level, batched=functorch.is_batchedtensor(guide))
-        guide = lower(guide)
-        solved = optree.tree_map(lower, solved)  # type: ignore[assignment,arg-type]
-    return solved
-
-
-def _lower(x: torch.Tensor, level: int, batched: bool) -> torch.Tensor:
-    functorch = torch._C._functorch
-    if not functorch.is_functorch_wrapped_tensor(x) or functorch.maybe_get_level(x) != level:
-        return x.unsqueeze(0) if batched else x
-    dim = functorch.maybe_get_bdim(x) if batched else None
-    x = functorch.get_unwrapped(x)
-    return x if dim is None else x.movedim(dim, 0)

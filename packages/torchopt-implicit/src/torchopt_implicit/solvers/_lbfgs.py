@@ -2,62 +2,27 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+from typing import NamedTuple
 
 import torch
 
-from torchopt_implicit import linear_solve as solves
-from torchopt_implicit._root import custom_root
-from torchopt_implicit._status import Info, Status
-from torchopt_implicit._tree import Layout
-from torchopt_implicit.solvers._loop import iterate, target_of
-from torchopt_implicit.solvers._solver import (
-    LinearSolve,
-    Objective,
-    Solver,
-    by_size,
-    check_arguments,
-    flat_value_and_grad,
+from torchopt_implicit.differentiation import Differentiation
+from torchopt_implicit.solvers._flat import Objective
+from torchopt_implicit.solvers._linear_step import LinearSolve, derivative_solver
+from torchopt_implicit.solvers._numbers import (
+    Flag,
+    Number,
+    add_scaled,
+    coefficient,
+    divide,
+    like,
+    select,
 )
+from torchopt_implicit.solvers._solver import Solver
+from torchopt_implicit.solvers._wolfe import Directions, descent_solver
 
 __all__ = ["lbfgs"]
-
-SUFFICIENT_DECREASE = 1e-4
-CURVATURE = 0.9
-#: trials in a row without a step that decreases before the search is given up
-MAX_TRIALS = 40
-
-
-class _Point(NamedTuple):
-    """A point on the search line, each field 0-dim."""
-
-    t: torch.Tensor
-    value: torch.Tensor
-    slope: torch.Tensor
-
-
-class _State(NamedTuple):
-    x: torch.Tensor
-    # objective and gradient at `x`, the direction and the slope along it
-    value: torch.Tensor
-    gradient: torch.Tensor
-    direction: torch.Tensor
-    slope: torch.Tensor
-    # next length to try, and how many in a row did not lead to a decrease
-    length: torch.Tensor
-    trials: torch.Tensor
-    # the best point of the line so far, and the other end once a minimum lies in between
-    low: torch.Tensor
-    high: torch.Tensor
-    bracketed: torch.Tensor
-    # moves of `x`, changes of the gradient, and one over their product; the newest last
-    moves: torch.Tensor
-    changes: torch.Tensor
-    weights: torch.Tensor
-    error: torch.Tensor
-    failure: torch.Tensor
 
 
 def lbfgs(
@@ -66,6 +31,8 @@ def lbfgs(
     history: int = 10,
     maxiter: int = 500,
     tol: float | None = None,
+    derivative_solve: LinearSolve | None = None,
+    differentiation: Differentiation | None = None,
     linear_solve: LinearSolve | None = None,
     throw: bool = False,
 ) -> Solver:
@@ -84,14 +51,17 @@ def lbfgs(
         history: How many moves are remembered.
         maxiter: The most evaluations.
         tol: As in :func:`gradient_descent`.
-        linear_solve: As in :func:`gradient_descent`.
+        derivative_solve: As in :func:`gradient_descent`.
+        linear_solve: The former name of ``derivative_solve``.
+        differentiation: How the solution is differentiated, by default
+            :class:`~torchopt_implicit.differentiation.Implicit`.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
         A :class:`Solver`.
 
     Raises:
-        TypeError: If ``objective`` or ``linear_solve`` is not callable.
+        TypeError: If ``objective`` or ``derivative_solve`` is not callable.
         ValueError: If a number is out of its range, or the objective is not scalar.
 
     Example:
@@ -108,142 +78,79 @@ def lbfgs(
     References:
         J. Nocedal, S. J. Wright: Numerical Optimization (2006), algorithms 3.5, 3.6 and 7.5.
     """
-    check_arguments(objective, "objective", maxiter, tol, linear_solve)
+    derivative_solve = derivative_solver(derivative_solve, linear_solve)
     if not isinstance(history, int) or history < 1:
         raise ValueError(f"`history` must be a positive integer, got {history!r}")
 
-    def search(init: Any, *args: Any) -> tuple[Any, Info]:
-        layout = Layout.of(init, "init")
-        value_and_grad = flat_value_and_grad(objective, layout, args)
-        state = _start(value_and_grad, layout.ravel(init, "init"), history)
-        step = functools.partial(_step, value_and_grad)
-        state, info = iterate(step, state, target=target_of(state, tol), maxiter=maxiter)
-        return layout.unravel(state.x), info
-
-    differentiate = functools.partial(
-        custom_root,
-        torch.func.grad(objective),
-        solve=by_size(solves.CG) if linear_solve is None else linear_solve,
-    )
-    return Solver("lbfgs", search, differentiate, throw=throw)
-
-
-def _start(
-    value_and_grad: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
-    x: torch.Tensor,
-    history: int,
-) -> _State:
-    value, gradient = value_and_grad(x)
-    norm = torch.linalg.vector_norm(gradient)
-    zero = torch.zeros((), dtype=torch.int64, device=x.device)
-    none = x.new_zeros(history, x.numel())
-    slope = -norm.square()
-    end = torch.stack((torch.zeros_like(value), value, slope))
-    return _State(
-        x=x,
-        value=value,
-        gradient=gradient,
-        direction=-gradient,
-        slope=slope,
-        length=1.0 / norm.clamp_min(1.0),
-        trials=zero,
-        low=end,
-        high=end,
-        bracketed=torch.zeros((), dtype=torch.bool, device=x.device),
-        moves=none,
-        changes=none,
-        weights=x.new_zeros(history),
-        error=norm,
-        failure=zero,
+    return descent_solver(
+        "lbfgs",
+        objective,
+        _Limited(history),
+        maxiter=maxiter,
+        tol=tol,
+        derivative_solve=derivative_solve,
+        differentiation=differentiation,
+        throw=throw,
     )
 
 
-def _step(
-    value_and_grad: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], state: _State
-) -> _State:
-    t = state.length
-    move = t * state.direction
-    trial = state.x + move
-    value, gradient = value_and_grad(trial)
-    slope = gradient @ state.direction
-
-    # differences below the rounding of the values decide nothing
-    slack = 8 * torch.finfo(value.dtype).eps * state.value.abs()
-    low, high = _Point(*state.low), _Point(*state.high)
-    bound = torch.minimum(state.value + SUFFICIENT_DECREASE * t * state.slope, low.value)
-    decreases = (value <= bound + slack) & torch.isfinite(slope)
-    accept = decreases & (slope.abs() <= -CURVATURE * state.slope)
-
-    # the minimum lies between the best point and the end towards which its slope descends
-    here = torch.stack((t, value, slope))
-    forwards = torch.where(state.bracketed, torch.sign(high.t - low.t), 1.0)
-    turned = decreases & (slope * forwards >= 0)
-    new_high = torch.where(decreases, torch.where(turned, state.low, state.high), here)
-    new_low = torch.where(decreases, here, state.low)
-    bracketed = state.bracketed | ~decreases | turned
-    between = _interpolate(_Point(*new_low), _Point(*new_high))
-    length = torch.where(bracketed, between, 2 * t)
-
-    change = gradient - state.gradient
-    product = move @ change
-    useful = accept & (product > torch.finfo(value.dtype).eps * (change @ change))
-    moves = _push(useful, state.moves, move)
-    changes = _push(useful, state.changes, change)
-    weights = _push(useful, state.weights, 1 / product)
-
-    x = torch.where(accept, trial, state.x)
-    new_value = torch.where(accept, value, state.value)
-    new_gradient = torch.where(accept, gradient, state.gradient)
-    quasi_newton = -_apply_inverse(new_gradient, moves, changes, weights)
-    direction = torch.where(accept, quasi_newton, state.direction)
-    new_slope = torch.where(accept, new_gradient @ quasi_newton, state.slope)
-    end = torch.stack((torch.zeros_like(new_value), new_value, new_slope))
-    trials = torch.where(accept & (value <= bound), 0, state.trials + 1)
-    return _State(
-        x=x,
-        value=new_value,
-        gradient=new_gradient,
-        direction=direction,
-        slope=new_slope,
-        length=torch.where(accept, 1.0, length),
-        trials=trials,
-        low=torch.where(accept, end, new_low),
-        high=torch.where(accept, end, new_high),
-        bracketed=bracketed & ~accept,
-        moves=moves,
-        changes=changes,
-        weights=weights,
-        error=torch.linalg.vector_norm(new_gradient),
-        failure=torch.where(trials > MAX_TRIALS, int(Status.STAGNATED), 0),
-    )
+class _Memory(NamedTuple):
+    # moves of `x`, changes of the gradient, and one over their product; the newest last, and with
+    # the weight zero what was never filled
+    moves: tuple[torch.Tensor, ...]
+    changes: tuple[torch.Tensor, ...]
+    weights: tuple[Number, ...]
+    # size of the inverse Hessian along the newest
+    scale: Number
 
 
-def _interpolate(a: _Point, b: _Point) -> torch.Tensor:
-    """Return where the cubic through two points has its minimum, kept off the ends."""
-    width = b.t - a.t
-    mean = a.slope + b.slope - 3 * (a.value - b.value) / (a.t - b.t)
-    root = torch.sign(width) * (mean.square() - a.slope * b.slope).clamp_min(0).sqrt()
-    t = b.t - width * (b.slope + root - mean) / (b.slope - a.slope + 2 * root)
-    t = torch.where(torch.isfinite(t), t, a.t + 0.5 * width)
-    first, second = a.t + 0.1 * width, a.t + 0.9 * width
-    return t.clamp(torch.minimum(first, second), torch.maximum(first, second))
+@dataclasses.dataclass(frozen=True)
+class _Limited(Directions[_Memory]):
+    history: int
+
+    @property
+    def curvature(self) -> float:
+        return 0.9
+
+    def start(self, gradient: torch.Tensor, norm: Number) -> _Memory:
+        none = (torch.zeros_like(gradient),) * self.history
+        return _Memory(none, none, (like(norm, 0.0),) * self.history, like(norm, 1.0))
+
+    def learn(
+        self,
+        memory: _Memory,
+        useful: Flag,
+        move: torch.Tensor,
+        change: torch.Tensor,
+        product: Number,
+    ) -> _Memory:
+        learned = _Memory(
+            (*memory.moves[1:], move),
+            (*memory.changes[1:], change),
+            (*memory.weights[1:], divide(1.0, product)),
+            divide(product, coefficient(change @ change)),
+        )
+        return select(useful, learned, memory)  # type: ignore[no-any-return]
+
+    def direction(
+        self, memory: _Memory, gradient: torch.Tensor, previous: torch.Tensor
+    ) -> torch.Tensor:
+        """Multiply by the approximate inverse Hessian."""
+        # a weight of zero that can be read takes no part
+        rows = [row for row in zip(*memory[:3], strict=True) if not _is_zero(row[2])]
+        v = -gradient
+        alphas = []
+        for move, change, weight in reversed(rows):
+            alphas.append(coefficient(move @ v, weight))
+            v = add_scaled(v, -alphas[-1], change)
+        v = memory.scale * v
+        for (move, change, weight), alpha in zip(rows, reversed(alphas), strict=True):
+            v = add_scaled(v, alpha - coefficient(change @ v, weight), move)
+        return v
+
+    def first_length(self, length: Number, slope: Number, new_slope: Number) -> Number:
+        return like(length, 1.0)
 
 
-def _push(wanted: torch.Tensor, rows: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
-    return torch.where(wanted, torch.cat((rows[1:], row.unsqueeze(0))), rows)
-
-
-def _apply_inverse(
-    v: torch.Tensor, moves: torch.Tensor, changes: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
-    """Multiply by the approximate inverse Hessian; rows never filled have weight zero."""
-    history = moves.shape[0]
-    alphas = [weights[0]] * history
-    for i in reversed(range(history)):
-        alphas[i] = weights[i] * (moves[i] @ v)
-        v = v - alphas[i] * changes[i]
-    newest = changes[-1] @ changes[-1]
-    v = v * torch.where(weights[-1] > 0, 1 / (weights[-1] * newest), 1.0)
-    for i in range(history):
-        v = v + (alphas[i] - weights[i] * (changes[i] @ v)) * moves[i]
-    return v
+def _is_zero(weight: Number) -> bool:
+    return not isinstance(weight, torch.Tensor) and weight == 0

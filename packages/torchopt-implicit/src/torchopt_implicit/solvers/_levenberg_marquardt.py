@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,17 +11,29 @@ import torch
 
 from torchopt_implicit import linear_solve as solves
 from torchopt_implicit._root import custom_root
-from torchopt_implicit._status import Info, Status
+from torchopt_implicit._status import Status
 from torchopt_implicit._tree import Layout
-from torchopt_implicit.solvers._loop import iterate, target_of
-from torchopt_implicit.solvers._solver import (
-    LinearSolve,
-    Solver,
-    by_size,
-    check_arguments,
-    flat_function,
-    value_and_jacobian,
+from torchopt_implicit.differentiation import Differentiation
+from torchopt_implicit.solvers._flat import gradient_of
+from torchopt_implicit.solvers._least_squares import (
+    Linearization,
+    Residuals,
+    half_square,
+    residuals_of,
 )
+from torchopt_implicit.solvers._linear_step import LinearSolve
+from torchopt_implicit.solvers._method import Method
+from torchopt_implicit.solvers._numbers import (
+    Number,
+    clamp,
+    divide,
+    is_finite,
+    like,
+    maximum,
+    read,
+    select,
+)
+from torchopt_implicit.solvers._solver import Solver, by_size, check_arguments
 
 __all__ = ["levenberg_marquardt"]
 
@@ -30,17 +43,16 @@ MAX_TRIALS = 40
 
 class _State(NamedTuple):
     x: torch.Tensor
-    # residuals and their Jacobian at `x`
-    residual: torch.Tensor
-    jacobian: torch.Tensor
+    # residuals at `x`, and their derivatives
+    at: Linearization
     # largest squared column norms so far: the scale of the unknowns
     scale: torch.Tensor
     # relative damping, and by what a rejected step multiplies it
-    damping: torch.Tensor
-    growth: torch.Tensor
-    trials: torch.Tensor
-    error: torch.Tensor
-    failure: torch.Tensor
+    damping: Number
+    growth: Number
+    trials: Any
+    error: Number
+    failure: Any
 
 
 def levenberg_marquardt(
@@ -50,6 +62,8 @@ def levenberg_marquardt(
     maxiter: int = 200,
     tol: float | None = None,
     linear_solve: LinearSolve | None = None,
+    derivative_solve: LinearSolve | None = None,
+    differentiation: Differentiation | None = None,
     throw: bool = False,
 ) -> Solver:
     r"""Return a solver for nonlinear least squares.
@@ -69,14 +83,20 @@ def levenberg_marquardt(
         maxiter: The most evaluations.
         tol: Stop when :math:`\|J^\top r\|` is at most ``tol * max(1, its value at the
             start)``; 3.7e-11 in float64 and 2.4e-5 in float32 by default.
-        linear_solve: As in :func:`gradient_descent`.
+        linear_solve: Solves for the steps, by products with :math:`J` and its transpose instead of
+            the dense Jacobian, and with :math:`D = I`: a callable ``(matvec, b) -> x`` for a
+            positive definite system, as :func:`~torchopt_implicit.linear_solve.solve_cg` returns.
+            By default the dense matrix is factorised.
+        derivative_solve: As in :func:`gradient_descent`; ``linear_solve`` if that is given.
+        differentiation: How the solution is differentiated, by default
+            :class:`~torchopt_implicit.differentiation.Implicit`.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
         A :class:`Solver`.
 
     Raises:
-        TypeError: If ``residual`` or ``linear_solve`` is not callable.
+        TypeError: If ``residual`` or a linear solver is not callable.
         ValueError: If a number is out of its range.
 
     Example:
@@ -95,90 +115,93 @@ def levenberg_marquardt(
         J. J. Moré: The Levenberg-Marquardt algorithm (1978); H. B. Nielsen: Damping parameter in
         Marquardt's method (1999), section 2.3.
     """
-    check_arguments(residual, "residual", maxiter, tol, linear_solve)
+    check_arguments(
+        residual,
+        "residual",
+        maxiter,
+        tol,
+        linear_solve=linear_solve,
+        derivative_solve=derivative_solve,
+        differentiation=differentiation,
+    )
+    derivative_solve = linear_solve if derivative_solve is None else derivative_solve
     if not damping > 0:
         raise ValueError(f"`damping` must be positive, got {damping!r}")
 
-    def half_square(x: Any, *args: Any) -> torch.Tensor:
-        out = residual(x, *args)
-        vector = Layout.of(out, "the residuals").ravel(out, "the residuals")
-        return 0.5 * vector.square().sum()
-
-    def search(init: Any, *args: Any) -> tuple[Any, Info]:
-        layout = Layout.of(init, "init")
-        linearize = value_and_jacobian(flat_function(residual, layout, args))
-        state = _start(linearize, layout.ravel(init, "init"), damping)
-        state, info = iterate(
-            functools.partial(_step, linearize),
-            state,
-            target=target_of(state, tol),
-            maxiter=maxiter,
-        )
-        return layout.unravel(state.x), info
+    def bind(layout: Layout, args: tuple[Any, ...]) -> _LevenbergMarquardt:
+        return _LevenbergMarquardt(residuals_of(residual, layout, args, linear_solve), damping)
 
     differentiate = functools.partial(
         custom_root,
-        torch.func.grad(half_square),
-        solve=by_size(solves.CG) if linear_solve is None else linear_solve,
+        gradient_of(half_square(residual)),
+        solve=by_size(solves.CG) if derivative_solve is None else derivative_solve,
     )
-    return Solver("levenberg_marquardt", search, differentiate, throw=throw)
-
-
-_Linearize = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-
-
-def _start(linearize: _Linearize, x: torch.Tensor, damping: float) -> _State:
-    residual, jacobian = linearize(x)
-    error = torch.linalg.vector_norm(residual @ jacobian)
-    zero = torch.zeros((), dtype=torch.int64, device=x.device)
-    return _State(
-        x=x,
-        residual=residual,
-        jacobian=jacobian,
-        scale=jacobian.square().sum(0),
-        damping=torch.full_like(error, damping),
-        growth=torch.full_like(error, 2.0),
-        trials=zero,
-        error=error,
-        failure=zero,
+    return Solver(
+        "levenberg_marquardt",
+        bind,
+        differentiate,
+        maxiter=maxiter,
+        tol=tol,
+        throw=throw,
+        differentiation=differentiation,
     )
 
 
-def _step(linearize: _Linearize, state: _State) -> _State:
-    x, residual, jacobian = state.x, state.residual, state.jacobian
-    gradient = residual @ jacobian
-    largest = state.scale.amax() if x.numel() else state.scale.sum()
-    eps = torch.finfo(x.dtype).eps
-    # an unknown no residual depends on still needs a positive scale
-    scale = state.scale.clamp_min(eps * largest) + torch.finfo(x.dtype).tiny
-    damping = state.damping * scale
-    factor, broken = torch.linalg.cholesky_ex(jacobian.mT @ jacobian + torch.diag(damping))
-    move = -torch.cholesky_solve(gradient.unsqueeze(-1), factor).squeeze(-1)
+@dataclasses.dataclass(frozen=True)
+class _LevenbergMarquardt(Method[_State]):
+    residuals: Residuals
+    damping: float
 
-    trial = x + move
-    new_residual, new_jacobian = linearize(trial)
-    # of half the squares; as products of differences they keep their digits
-    actual = 0.5 * ((residual - new_residual) @ (residual + new_residual))
-    predicted = 0.5 * (move @ (damping * move - gradient))
-    ratio = actual / predicted
-    slack = 8 * eps * (residual @ residual)
-    accept = ((ratio > 1e-4) | ((actual.abs() <= slack) & (predicted <= slack))) & (broken == 0)
-    accept = accept & torch.isfinite(new_jacobian).all()
+    def init_state(self, x: torch.Tensor) -> _State:
+        at = self.residuals.linearize(x)
+        (error,) = read(torch.linalg.vector_norm(at.gradient))
+        zero = like(error, 0)
+        return _State(
+            x=x,
+            at=at,
+            scale=self.residuals.scale(at),
+            damping=like(error, self.damping),
+            growth=like(error, 2.0),
+            trials=zero,
+            error=error,
+            failure=zero,
+        )
 
-    x = torch.where(accept, trial, x)
-    residual = torch.where(accept, new_residual, residual)
-    jacobian = torch.where(accept, new_jacobian, jacobian)
-    gentler = (1 - (2 * ratio - 1) ** 3).clamp(1 / 3, 2.0)
-    damping = state.damping * torch.where(accept, gentler, state.growth)
-    trials = torch.where(accept, 0, state.trials + 1)
-    return _State(
-        x=x,
-        residual=residual,
-        jacobian=jacobian,
-        scale=torch.maximum(state.scale, jacobian.square().sum(0)),
-        damping=damping.clamp_min(eps),
-        growth=torch.where(accept, 2.0, 2 * state.growth),
-        trials=trials,
-        error=torch.linalg.vector_norm(residual @ jacobian),
-        failure=torch.where(trials > MAX_TRIALS, int(Status.STAGNATED), 0),
-    )
+    def update(self, state: _State) -> _State:
+        x, at = state.x, state.at
+        largest = state.scale.amax() if x.numel() else state.scale.sum()
+        eps = torch.finfo(x.dtype).eps
+        # an unknown no residual depends on still needs a positive scale
+        scale = state.scale.clamp_min(eps * largest) + torch.finfo(x.dtype).tiny
+        damping = state.damping * scale
+        move = self.residuals.step(x, at, damping)
+
+        trial = x + move
+        new = self.residuals.linearize(trial)
+        # of half the squares; as products of differences they keep their digits
+        actual, predicted, square, error = read(
+            0.5 * ((at.residual - new.residual) @ (at.residual + new.residual)),
+            0.5 * (move @ (damping * move - at.gradient)),
+            at.residual @ at.residual,
+            torch.linalg.vector_norm(new.gradient),
+        )
+        ratio = divide(actual, predicted)
+        slack = 8 * self.residuals.eps * square
+        hardly = (abs(actual) <= slack) & (predicted <= slack)
+        accept = ((ratio > 1e-4) | hardly) & is_finite(error)
+
+        cube = (2 * ratio - 1) * (2 * ratio - 1) * (2 * ratio - 1)
+        gentler = clamp(1 - cube, 1 / 3, 2.0)
+        next_damping = state.damping * select(accept, gentler, state.growth)
+        trials = select(accept, like(error, 0), state.trials + 1)
+        kept = state._replace(
+            damping=maximum(next_damping, eps),
+            growth=select(accept, like(error, 2.0), 2 * state.growth),
+            trials=trials,
+            failure=select(trials > MAX_TRIALS, int(Status.STAGNATED), 0),
+        )
+        if accept is False:
+            return kept
+        scale = torch.maximum(state.scale, self.residuals.scale(new))
+        taken = kept._replace(x=trial, at=new, scale=scale, error=error)
+        return select(accept, taken, kept)  # type: ignore[no-any-return]

@@ -3,76 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
+from torchopt_implicit._functorch import unwrap
 from torchopt_implicit._status import Info, Status
+from torchopt_implicit.solvers._method import MethodState
+from torchopt_implicit.solvers._numbers import Flag, Number, is_finite, like, maximum, select
 
-__all__ = ["State", "freeze", "iterate", "precise", "target_of", "unwrap"]
+__all__ = ["Search", "advance", "begin", "precise", "search"]
+
+State = TypeVar("State", bound=MethodState)
 
 
-class State(Protocol):
-    """What a method knows after a step: a NamedTuple of tensors that has these fields."""
+class Search(NamedTuple, Generic[State]):
+    """How far a search is."""
+
+    # of the method
+    state: State
+    # done so far
+    iterations: Any
+    # the error to reach
+    target: Number
 
     @property
-    def x(self) -> torch.Tensor:
-        """The iterate, one flat vector."""
+    def is_running(self) -> Flag:
+        """Whether neither the error is reached nor the method has failed."""
+        error, target = self.state.error, self.target
+        return (error > target) & is_finite(error) & (self.state.failure == Status.CONVERGED)
 
     @property
-    def error(self) -> torch.Tensor:
-        """The norm at ``x`` that the stopping test looks at."""
+    def info(self) -> Info:
+        """How the search ended, if it is over here."""
+        return Info(self.iterations, self.state.error, self._status())
 
-    @property
-    def failure(self) -> torch.Tensor:
-        """A :class:`Status` that ends the iteration, or ``CONVERGED`` while it may go on."""
-
-
-_State = TypeVar("_State", bound=State)
-
-
-def unwrap(x: torch.Tensor) -> torch.Tensor:
-    """Return the tensor underneath the transforms of `torch.func`: all problems of all `vmap`.
-
-    A loop that stops when its problems have converged asks for the flags of all of them. Under
-    `vmap` that question has no other spelling: a `bool` of a batched tensor is refused.
-    """
-    while torch._C._functorch.is_functorch_wrapped_tensor(x):
-        x = torch._C._functorch.get_unwrapped(x)
-    return x
-
-
-def precise(dtype: torch.dtype) -> float:
-    """Return a relative tolerance that is as tight as rounding well allows."""
-    return float(torch.finfo(dtype).eps ** (2 / 3))
-
-
-def target_of(state: State, tol: float | None) -> torch.Tensor:
-    r"""Return the error to reach, :math:`\text{tol}\cdot\max(1, \text{error}_0)`.
-
-    The default of ``tol`` is 3.7e-11 in float64 and 2.4e-5 in float32.
-    """
-    tol = precise(state.x.dtype) if tol is None else tol
-    return tol * state.error.clamp_min(1.0)
-
-
-def freeze(running: torch.Tensor, new: Any, old: Any) -> Any:
-    """Return ``new`` where the problem still runs and ``old`` elsewhere, field by field."""
-    return type(old)(
-        *(
-            torch.where(running.reshape(running.shape + (1,) * (n.ndim - running.ndim)), n, o)
-            for n, o in zip(new, old, strict=True)
+    def _status(self) -> Any:
+        status = select(
+            self.state.failure == Status.CONVERGED, int(Status.ITERATION_LIMIT), self.state.failure
         )
+        status = select(is_finite(self.state.error), status, int(Status.NOT_FINITE))
+        return select(self.state.error <= self.target, int(Status.CONVERGED), status)
+
+
+def precise(eps: float) -> float:
+    """Return a relative tolerance that is as tight as rounding well allows."""
+    return float(eps ** (2 / 3))
+
+
+def begin(state: State, tol: float, *, absolute: bool = False) -> Search[State]:
+    r"""Return the search at its start, with the error :math:`\text{tol}\cdot\max(1, e_0)` to reach.
+
+    Args:
+        state: Of the method, with the error :math:`e_0`.
+        tol: The tolerance.
+        absolute: Whether it is the error to reach itself.
+    """
+    target = like(state.error, tol) if absolute else tol * maximum(state.error, 1.0)
+    return Search(state, like(state.error, 0), target)
+
+
+def advance(update: Callable[[State], State], now: Search[State], running: Flag) -> Search[State]:
+    """Return the search after one more iteration of the problems that are ``running``."""
+    return Search(
+        select(running, update(now.state), now.state), now.iterations + running, now.target
     )
-
-
-def _status_of(
-    error: torch.Tensor, failure: torch.Tensor, target: torch.Tensor | float
-) -> torch.Tensor:
-    """Return the codes of :class:`Status` for iterations that ended like this."""
-    status = torch.where(failure == Status.CONVERGED, int(Status.ITERATION_LIMIT), failure)
-    status = torch.where(torch.isfinite(error), status, int(Status.NOT_FINITE))
-    return torch.where(error <= target, int(Status.CONVERGED), status)
 
 
 def check_every(device: torch.device) -> int:
@@ -80,43 +75,22 @@ def check_every(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 4
 
 
-def iterate(
-    step: Callable[[_State], _State],
-    state: _State,
-    *,
-    target: torch.Tensor | float,
-    maxiter: int,
-) -> tuple[_State, Info]:
-    r"""Repeat ``step`` until the error is at most ``target``.
+def search(update: Callable[[State], State], now: Search[State], maxiter: int) -> Search[State]:
+    """Advance until no problem runs, or for ``maxiter`` iterations.
 
     Each problem of a batch stops on its own: its state is kept as it was. The flags are looked at
     after each iteration on the CPU, and after every few on a device, which would have to wait.
-
-    Args:
-        step: One iteration, a pure function without control flow that depends on values.
-        state: The state to start from.
-        target: The error to reach.
-        maxiter: The most iterations.
-
-    Returns:
-        The last state, and an :class:`Info` of tensors.
     """
-    every = check_every(state.x.device)
-
-    def is_running(state: _State) -> torch.Tensor:
-        unfinished = (state.error > target) & (state.error < torch.inf)
-        return unfinished & (state.failure == Status.CONVERGED)
-
-    running = is_running(state)
-    iterations = torch.zeros_like(running, dtype=torch.int64)
+    every = check_every(now.state.x.device)
     for i in range(maxiter):
-        if i % every == 0:
+        running = now.is_running
+        if i % every == 0 and isinstance(running, torch.Tensor):
             flags = unwrap(running)
-            if not flags.any():
+            if every == 1 and flags.all():
+                running = True  # so that nothing has to be kept
+            elif not flags.any():
                 break
-            everyone = every == 1 and bool(flags.all())
-        new = step(state)
-        state = new if everyone else freeze(running, new, state)
-        iterations = iterations + running
-        running = is_running(state)
-    return state, Info(iterations, state.error, _status_of(state.error, state.failure, target))
+        if running is False:
+            break
+        now = advance(update, now, running)
+    return now

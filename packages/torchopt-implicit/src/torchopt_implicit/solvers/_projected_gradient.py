@@ -11,17 +11,12 @@ import torch
 
 from torchopt_implicit import linear_solve as solves
 from torchopt_implicit._root import custom_fixed_point
-from torchopt_implicit._status import Info
 from torchopt_implicit._tree import Layout
-from torchopt_implicit.solvers._solver import (
-    LinearSolve,
-    Objective,
-    Solver,
-    by_size,
-    check_arguments,
-    flat_value_and_grad,
-)
-from torchopt_implicit.solvers._spectral import descend
+from torchopt_implicit.differentiation import Differentiation
+from torchopt_implicit.solvers._flat import Objective, flat_value_and_grad, gradient_of
+from torchopt_implicit.solvers._linear_step import LinearSolve, derivative_solver
+from torchopt_implicit.solvers._solver import Solver, by_size, check_arguments
+from torchopt_implicit.solvers._spectral import SpectralGradient
 
 __all__ = ["projected_gradient"]
 
@@ -33,6 +28,8 @@ def projected_gradient(
     stepsize: float = 1.0,
     maxiter: int = 2000,
     tol: float | None = None,
+    derivative_solve: LinearSolve | None = None,
+    differentiation: Differentiation | None = None,
     linear_solve: LinearSolve | None = None,
     throw: bool = False,
 ) -> Solver:
@@ -55,15 +52,18 @@ def projected_gradient(
         maxiter: The most evaluations.
         tol: Stop when :math:`\|x - P(x - \nabla f(x))\|` is at most ``tol * max(1, its value at
             the start)``; 3.7e-11 in float64 and 2.4e-5 in float32 by default.
-        linear_solve: Solves with :math:`I - \partial P(I - \nabla^2 f)` in derivatives. A
+        derivative_solve: Solves with :math:`I - \partial P(I - \nabla^2 f)` in derivatives. A
             factorisation for up to 256 unknowns and GMRES beyond by default.
+        linear_solve: The former name of ``derivative_solve``.
+        differentiation: How the solution is differentiated, by default
+            :class:`~torchopt_implicit.differentiation.Implicit`.
         throw: Whether a failed search raises rather than warns.
 
     Returns:
         A :class:`Solver`.
 
     Raises:
-        TypeError: If ``objective``, ``projection`` or ``linear_solve`` is not callable.
+        TypeError: If ``objective``, ``projection`` or ``derivative_solve`` is not callable.
         ValueError: If a number is out of its range, or the objective is not scalar.
 
     Example:
@@ -83,31 +83,42 @@ def projected_gradient(
         E. G. Birgin, J. M. Martínez, M. Raydan: Nonmonotone spectral projected gradient methods
         on convex sets (2000).
     """
-    check_arguments(objective, "objective", maxiter, tol, linear_solve)
+    derivative_solve = derivative_solver(derivative_solve, linear_solve)
+    check_arguments(
+        objective,
+        "objective",
+        maxiter,
+        tol,
+        derivative_solve=derivative_solve,
+        differentiation=differentiation,
+    )
     check_arguments(projection, "projection", maxiter, tol)
     if not stepsize > 0:
         raise ValueError(f"`stepsize` must be positive, got {stepsize!r}")
-    gradient_of = torch.func.grad(objective)
+    gradient = gradient_of(objective)
 
     def fixed_point(x: Any, *args: Any) -> Any:
-        moved = optree.tree_map(torch.sub, x, gradient_of(x, *args))
+        moved = optree.tree_map(torch.sub, x, gradient(x, *args))
         return projection(moved, *args)
 
-    def search(init: Any, *args: Any) -> tuple[Any, Info]:
-        layout = Layout.of(init, "init")
-        x, info = descend(
-            flat_value_and_grad(objective, layout, args),
-            lambda x: layout.ravel(projection(layout.unravel(x), *args), "the projection"),
-            layout.ravel(init, "init"),
-            stepsize=stepsize,
-            tol=tol,
-            maxiter=maxiter,
-        )
-        return layout.unravel(x), info
+    def bind(layout: Layout, args: tuple[Any, ...]) -> SpectralGradient:
+        def project(x: torch.Tensor) -> torch.Tensor:
+            return layout.ravel(projection(layout.unravel(x), *args), "the projection")
+
+        value_and_grad = flat_value_and_grad(objective, layout, args)
+        return SpectralGradient(value_and_grad, project, stepsize, layout.eps)
 
     differentiate = functools.partial(
         custom_fixed_point,
         fixed_point,
-        solve=by_size(solves.GMRES) if linear_solve is None else linear_solve,
+        solve=by_size(solves.GMRES) if derivative_solve is None else derivative_solve,
     )
-    return Solver("projected_gradient", search, differentiate, throw=throw)
+    return Solver(
+        "projected_gradient",
+        bind,
+        differentiate,
+        maxiter=maxiter,
+        tol=tol,
+        throw=throw,
+        differentiation=differentiation,
+    )

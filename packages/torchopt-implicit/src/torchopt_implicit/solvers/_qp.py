@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch.autograd import forward_ad
 
+from torchopt_implicit._compiler import eager
+from torchopt_implicit._functorch import is_forward_mode, is_transforming
 from torchopt_implicit._root import custom_root
 from torchopt_implicit._status import Info, report
 from torchopt_implicit.solvers import _interior_point
@@ -29,6 +30,7 @@ class QPSolution(NamedTuple):
     info: Info
 
 
+@eager
 def qp(
     Q: torch.Tensor,
     q: torch.Tensor,
@@ -184,9 +186,8 @@ def _program(
 
 def _may_differentiate(x: torch.Tensor) -> bool:
     """Return whether a derivative in ``x`` may be asked for: always under transforms."""
-    transforming: bool = torch._C._functorch.get_dynamic_layer_stack_depth() > 0
-    forward = forward_ad._current_level >= 0
-    return transforming or forward or (x.requires_grad and torch.is_grad_enabled())
+    wanted = x.requires_grad and torch.is_grad_enabled()
+    return is_transforming() or is_forward_mode() or wanted
 
 
 def _checked(*given: Any) -> list[torch.Tensor]:

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from torchopt_implicit._status import Info, Status
-from torchopt_implicit.solvers._loop import iterate, target_of
+from torchopt_implicit._status import Status
+from torchopt_implicit.solvers._flat import ValueAndGrad
+from torchopt_implicit.solvers._method import Method
+from torchopt_implicit.solvers._numbers import (
+    Number,
+    add_scaled,
+    clamp,
+    divide,
+    is_finite,
+    like,
+    maximum,
+    read,
+    select,
+)
 
-__all__ = ["descend"]
+__all__ = ["SpectralGradient"]
 
 #: trials in a row without a decrease before the search is given up
 MAX_TRIALS = 60
@@ -21,26 +35,19 @@ MEMORY, SUFFICIENT_DECREASE = 10, 1e-4
 class _State(NamedTuple):
     x: torch.Tensor
     # objective at the last points, the newest last, and its gradient at `x`
-    values: torch.Tensor
+    values: tuple[Number, ...]
     gradient: torch.Tensor
     # length of the next step
-    length: torch.Tensor
+    length: Number
     # in a row that did not decrease the objective
-    trials: torch.Tensor
-    error: torch.Tensor
-    failure: torch.Tensor
+    trials: Any
+    error: Number
+    failure: Any
 
 
-def descend(
-    value_and_grad: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
-    project: Callable[[torch.Tensor], torch.Tensor] | None,
-    x: torch.Tensor,
-    *,
-    stepsize: float,
-    tol: float | None,
-    maxiter: int,
-) -> tuple[torch.Tensor, Info]:
-    r"""Minimize by steps :math:`x^+ = P(x - t \nabla f(x))`, one trial in each iteration.
+@dataclasses.dataclass(frozen=True)
+class SpectralGradient(Method[_State]):
+    r"""Steps :math:`x^+ = P(x - t \nabla f(x))`, one trial in each iteration.
 
     A step is accepted if it decreases the largest of the last ten values sufficiently,
     :math:`f(x^+) \le \max_{j < 10} f(x_{k-j}) + 10^{-4}\, \nabla f(x)^\top (x^+ - x)`. Then the
@@ -49,60 +56,58 @@ def descend(
 
     The error is :math:`\|x - P(x - \nabla f(x))\|`.
     """
-    eps = torch.finfo(x.dtype).eps
 
-    def error_of(x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        move = gradient if project is None else x - project(x - gradient)
-        error: torch.Tensor = torch.linalg.vector_norm(move)
-        return error
+    value_and_grad: ValueAndGrad
+    project: Callable[[torch.Tensor], torch.Tensor] | None
+    stepsize: float
+    # below this, relative to the objective, differences decide nothing
+    eps: float
 
-    def step(state: _State) -> _State:
+    def init_state(self, x: torch.Tensor) -> _State:
+        if self.project is not None:
+            x = self.project(x)
+        objective, gradient = self.value_and_grad(x)
+        value, error = read(objective, self._error(x, gradient))
+        zero = like(error, 0)
+        length = like(error, self.stepsize)
+        return _State(x, (value,) * MEMORY, gradient, length, zero, error, zero)
+
+    def update(self, state: _State) -> _State:
         x, values, gradient, length, *_ = state
         value = values[-1]
-        trial = x - length * gradient
-        if project is not None:
-            trial = project(trial)
-        new_value, new_gradient = value_and_grad(trial)
-        move = trial - x
-        slope = gradient @ move
+        trial = add_scaled(x, -length, gradient)
+        if self.project is not None:
+            trial = self.project(trial)
+        objective, new_gradient = self.value_and_grad(trial)
+        move, change = (trial - x).detach(), (new_gradient - gradient).detach()
+        new_value, slope, curvature, square, new_error, finite = read(
+            objective,
+            gradient @ move,
+            move @ change,
+            move @ move,
+            self._error(trial, new_gradient),
+            torch.isfinite(new_gradient).all(),
+        )
         # differences below the rounding of the values decide nothing
-        slack = 8 * eps * value.abs()
-        bound = values.amax() + SUFFICIENT_DECREASE * slope
-        finite = torch.isfinite(new_gradient).all()
+        slack = 8 * self.eps * abs(value)
+        bound = functools.reduce(maximum, values) + SUFFICIENT_DECREASE * slope
         accept = (new_value <= bound + slack) & finite
 
-        curvature = move @ (new_gradient - gradient)
-        spectral = torch.where(curvature > 0, (move @ move) / curvature, 4 * length)
-        longer = spectral.clamp(length * 1e-3, length * 1e3)
-        parabola = -length * slope / (2 * (new_value - value - slope))
-        parabola = torch.where(torch.isfinite(parabola), parabola, 0.0)
-        shorter = parabola.clamp(0.1 * length, 0.5 * length)
+        spectral = select(curvature > 0, divide(square, curvature), 4 * length)
+        longer = clamp(spectral, length * 1e-3, length * 1e3)
+        parabola = divide(-length * slope, 2 * (new_value - value - slope))
+        parabola = select(is_finite(parabola), parabola, like(length, 0.0))
+        shorter = clamp(parabola, 0.1 * length, 0.5 * length)
 
-        trials = torch.where((new_value <= bound) & finite, 0, state.trials + 1)
-        x = torch.where(accept, trial, x)
-        gradient = torch.where(accept, new_gradient, gradient)
-        return _State(
-            x=x,
-            values=torch.where(accept, torch.cat((values[1:], new_value.reshape(1))), values),
-            gradient=gradient,
-            length=torch.where(accept, longer, shorter),
-            trials=trials,
-            error=error_of(x, gradient),
-            failure=torch.where(trials > MAX_TRIALS, int(Status.STAGNATED), 0),
+        trials = select((new_value <= bound) & finite, like(value, 0), state.trials + 1)
+        failure = select(trials > MAX_TRIALS, int(Status.STAGNATED), 0)
+        kept = state._replace(length=shorter, trials=trials, failure=failure)
+        taken = _State(
+            trial, (*values[1:], new_value), new_gradient, longer, trials, new_error, failure
         )
+        return select(accept, taken, kept)  # type: ignore[no-any-return]
 
-    if project is not None:
-        x = project(x)
-    value, gradient = value_and_grad(x)
-    zero = torch.zeros((), dtype=torch.int64, device=x.device)
-    state = _State(
-        x=x,
-        values=value.expand(MEMORY),
-        gradient=gradient,
-        length=torch.full_like(value, stepsize),
-        trials=zero,
-        error=error_of(x, gradient),
-        failure=zero,
-    )
-    state, info = iterate(step, state, target=target_of(state, tol), maxiter=maxiter)
-    return state.x, info
+    def _error(self, x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        move = gradient if self.project is None else x - self.project(x - gradient)
+        error: torch.Tensor = torch.linalg.vector_norm(move)
+        return error

@@ -11,7 +11,7 @@ import torch
 from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._status import Info, Status, report
 from torchopt_implicit._system import Trace
-from torchopt_implicit.linear_solve import LinearSolver
+from torchopt_implicit.linear_solve import Factorization, LinearSolver
 
 __all__ = ["ImplicitSolver"]
 
@@ -50,15 +50,15 @@ class ImplicitSolver:
         sources = trace.tensors if system.is_affine else (trace.point, *trace.tensors)
         if kept is None or not kept.fits(sources):
             # of the transpose, whose matvecs are the cheaper ones here
-            factors = self.solve.factorize(A.T, trace.point.shape[:-1])
+            factors = self.solve.T.factorize(A.T, trace.point.shape[:-1])
             kept = None if factors is None else Kept(factors, sources)
             system.factors = kept
         if kept is None:
-            u, info = self.solve.run(operator, b)
+            method = self.solve.T if transposed else self.solve
+            u, info = method.run(operator, b)
         else:
-            u, info = self.solve.run_factorized(
-                kept.factors, operator, b, transposed=not transposed
-            )
+            factors = kept.factors if transposed else kept.factors.T
+            u, info = factors.solve(operator, b)
         self._report(info, b)
         return u
 
@@ -113,7 +113,7 @@ class Kept:
     Holding on to those tensors keeps their memory from being reused, so that an address tells.
     """
 
-    def __init__(self, factors: Any, sources: tuple[torch.Tensor, ...]) -> None:
+    def __init__(self, factors: Factorization, sources: tuple[torch.Tensor, ...]) -> None:
         self.factors = factors
         self.sources = sources
         self.versions = [t._version for t in self.sources]

@@ -1,0 +1,93 @@
+"""What an evaluation takes from its surroundings, so that later ones find the same."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from torchopt_implicit._functorch import unwrap
+
+__all__ = ["Surroundings"]
+
+
+class Surroundings:
+    """Autocast, the random numbers, and tensors that a function closes over.
+
+    A derivative evaluates the function again, when a backward is due. It has to be the function of
+    the forward: in the same precision, with the same dropout, on the same data.
+
+    Args:
+        name: What to call the function in messages.
+        device: Where it computes.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.name = name
+        self.device = device
+        self.kinds = tuple({"cpu", device.type})
+        self.autocast = self._autocast()
+        self.random: tuple[torch.Tensor, ...] | None = None
+        self.watched: list[tuple[torch.Tensor, int]] = []
+
+    def random_state(self) -> tuple[torch.Tensor, ...]:
+        """Return the state of the generators that the function may draw from."""
+        if self.device.type == "cuda":
+            return torch.get_rng_state(), torch.cuda.get_rng_state(self.device)
+        return (torch.get_rng_state(),)
+
+    def replay_if_changed(self, before: tuple[torch.Tensor, ...]) -> None:
+        """Have later evaluations draw what the first one did, if it drew; it is undone."""
+        after = self.random_state()
+        if not all(torch.equal(x, y) for x, y in zip(before, after, strict=True)):
+            self.random = before
+            self._set_random(before)
+
+    def watch(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Refuse evaluations after a change of these."""
+        plain = [unwrap(x) for x in tensors]
+        self.watched = [(x, x._version) for x in plain if not x.is_inference()]
+
+    def bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function, evaluated in these surroundings."""
+
+        def evaluate(*args: Any) -> Any:
+            self.check()
+            if self.random is None and self.autocast == self._autocast():
+                return function(*args)
+            with self._restored():
+                return function(*args)
+
+        return evaluate
+
+    def _autocast(self) -> tuple[tuple[bool, torch.dtype], ...]:
+        return tuple(
+            (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in self.kinds
+        )
+
+    def _set_random(self, states: tuple[torch.Tensor, ...]) -> None:
+        torch.set_rng_state(states[0])
+        if len(states) > 1:
+            torch.cuda.set_rng_state(states[1], self.device)
+
+    @contextlib.contextmanager
+    def _restored(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for kind, (enabled, dtype) in zip(self.kinds, self.autocast, strict=True):
+                stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
+            if self.random is not None:
+                stack.callback(self._set_random, self.random_state())
+                self._set_random(self.random)
+            yield
+
+    def check(self) -> None:
+        """Raise if what the function has from elsewhere is not what it was."""
+        for x, version in self.watched:
+            if x._version != version:
+                raise RuntimeError(
+                    f"a tensor of shape {tuple(x.shape)} that `{self.name}` has from elsewhere was "
+                    "changed in place after the solution was found, so that its derivative would "
+                    "be another problem's: differentiate before the change, or clone the tensor"
+                )
