@@ -228,6 +228,14 @@ def test_raises_where_torch_does(info: Any, k: int) -> None:
         optimizer.step()
 
 
+def test_parameters_in_a_set_are_warned_of_and_in_a_group_refused() -> None:
+    params = {torch.ones(1, requires_grad=True)}
+    with pytest.warns(FutureWarning, match="organized in ordered collections"):
+        optimizer = torchopt.SGD(params, 0.1)
+    with pytest.raises(TypeError, match="organized in ordered collections"):
+        optimizer.add_param_group({"params": {torch.ones(1, requires_grad=True)}})
+
+
 def test_state_of_torch_is_copied() -> None:
     params, closure = make_problem()
     theirs, mine = torch.optim.Adam(params), torchopt.Adam(params)

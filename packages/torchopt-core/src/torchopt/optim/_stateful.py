@@ -41,6 +41,11 @@ __all__ = ["DerivedOptimizer", "Optimizer"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+# torch's words
+_UNORDERED = (
+    "optimizer parameters need to be organized in ordered collections, but the ordering of tensors "
+    "in sets will change between runs. Please use a list instead"
+)
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -81,6 +86,8 @@ class Optimizer(torch.optim.Optimizer):
         """Take the parameters; their state is made in the first step."""
         check_transformation(impl, "`impl`")
         _check_iterable(params, type(self).__name__)
+        if isinstance(params, set):  # as torch does from 2.15 on
+            warnings.warn(f"{_UNORDERED}. This will be an error.", FutureWarning, stacklevel=2)
         if not isinstance(params, torch.Tensor):
             found: list[Any] = list(params.values() if isinstance(params, dict) else params)
             is_grouped = any(isinstance(x, dict) and "params" in x for x in found)
@@ -118,10 +125,7 @@ class Optimizer(torch.optim.Optimizer):
         elif isinstance(params, dict):
             params = list(params.values())
         elif isinstance(params, set):
-            raise TypeError(
-                "optimizer parameters need to be organized in ordered collections, but the "
-                "ordering of tensors in sets will change between runs. Please use a list instead."
-            )
+            raise TypeError(f"{_UNORDERED}.")
         before = len(self.param_groups)
         try:
             for group in split(self.impl, {**param_group, "params": _flat(params)}):
