@@ -371,9 +371,9 @@ NO_TRANSFORMATIONS: dict[str, tuple[Callable[[], Any], str]] = {
         "got the class torch.optim.SGD: pass its functional form, `torchopt.sgd(...)`",
     ),
     "unknown here": (
-        lambda: torch.optim.NAdam(some_params()),
+        lambda: torch.optim.SparseAdam(some_params()),
         (
-            "got an instance of torch.optim.NAdam: pass a functional optimizer, such as "
+            "got an instance of torch.optim.SparseAdam: pass a functional optimizer, such as "
             "`torchopt.adam(...)`"
         ),
     ),

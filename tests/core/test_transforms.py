@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,7 +10,17 @@ from typing import Any, NamedTuple
 import optree
 import pytest
 import torch
-from _table import assert_agree, assert_same, has_dimensions, tensors_in
+from _table import (
+    assert_agree,
+    assert_same,
+    has_dimensions,
+    tensors_in,
+    textbook_adabelief,
+    textbook_adan,
+    textbook_laprop,
+    textbook_signum,
+    textbook_yogi,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
@@ -83,6 +94,29 @@ def stddev(gs: list[torch.Tensor]) -> torch.Tensor:
     return gs[-1] / (variance.sqrt() + 0.1)
 
 
+def direction(formula: Any, **options: Any) -> Any:
+    """The direction of an optimizer's textbook formula, from all gradients so far."""
+
+    def last(gs: list[torch.Tensor]) -> torch.Tensor:
+        state: Any = collections.defaultdict(float)
+        at = torch.zeros(3)
+        for t, g in enumerate(gs, start=1):
+            found = -formula(at, g, state, t, lr=1.0, weight_decay=0.0, **options)
+        return found
+
+    return last
+
+
+def nadam_of_torch(gs: list[torch.Tensor]) -> torch.Tensor:
+    p = torch.zeros(3)
+    optimizer = torch.optim.NAdam([p], 1.0, (0.7, 0.9), 0.1, momentum_decay=0.2)
+    for g in gs:
+        p.zero_()
+        p.grad = g
+        optimizer.step()
+    return -p
+
+
 FORMULAS = [
     Formula("identity", torchopt.identity(), lambda gs: gs[-1]),
     Formula("scale", transform.scale(-0.5), lambda gs: -0.5 * gs[-1]),
@@ -125,6 +159,30 @@ FORMULAS = [
         transform.scale_by_lion(0.7, 0.9),
         lambda gs: (0.7 * average(gs[:-1], 0.9) + 0.3 * gs[-1]).sign() if gs[1:] else gs[-1].sign(),
     ),
+    Formula(
+        "scale_by_signum", transform.scale_by_signum(0.7), direction(textbook_signum, momentum=0.7)
+    ),
+    Formula(
+        "scale_by_belief",
+        transform.scale_by_belief(0.7, 0.9, 0.1),
+        direction(textbook_adabelief, betas=(0.7, 0.9), eps=0.1),
+    ),
+    Formula(
+        "scale_by_yogi",
+        transform.scale_by_yogi(0.7, 0.9, 0.1),
+        direction(textbook_yogi, betas=(0.7, 0.9), eps=0.1),
+    ),
+    Formula(
+        "scale_by_laprop",
+        transform.scale_by_laprop(0.7, 0.9, 0.1),
+        direction(textbook_laprop, betas=(0.7, 0.9), eps=0.1),
+    ),
+    Formula(
+        "scale_by_adan",
+        transform.scale_by_adan(0.7, 0.8, 0.9, 0.1),
+        direction(textbook_adan, betas=(0.7, 0.8, 0.9), eps=0.1),
+    ),
+    Formula("scale_by_nadam", transform.scale_by_nadam(0.7, 0.9, 0.1, 0.2), nadam_of_torch),
     Formula("partition", transform.partition({0: transform.scale(2.0)}, 0), lambda gs: 2 * gs[-1]),
     Formula("masked", transform.masked(transform.scale(2.0), True), lambda gs: 2.0 * gs[-1]),
 ]
@@ -180,9 +238,21 @@ def test_takes_any_tree_and_none(row: Formula) -> None:
     assert_agree(torch.cat([u.flatten() for u in tensors_in(updates)]), expected)
 
 
+@every_mode
+def test_trust_ratios_are_those_of_whole_leaves(inplace: bool) -> None:
+    params = [torch.tensor([3.0, 4.0]), torch.tensor([1.0 + 1.0j, 1.0 - 1.0j]), torch.zeros(2)]
+    grads = [torch.tensor([0.0, 2.0]), torch.tensor([0.0, 4.0j]), torch.ones(2)]
+    trust = transform.scale_by_trust_ratio(0.5, eps=1.0)
+    updates, _ = trust.update(grads, trust.init(params), params=params, inplace=inplace)
+    expected = [grads[0] * 0.5 * 5 / 3, grads[1] * 0.5 * 2 / 5, grads[2]]
+    assert_agree(updates, expected)
+    with pytest.raises(ValueError, match="pass `params=` to `update`"):
+        trust.update(grads, trust.init(params))
+
+
 def test_every_transformation_is_tested() -> None:
     tested = {row.name.split(",")[0] for row in FORMULAS}
-    elsewhere = {"add_decayed_weights", "clip_grad_norm", "register_hook"}
+    elsewhere = {"add_decayed_weights", "clip_grad_norm", "register_hook", "scale_by_trust_ratio"}
     assert set(transform.__all__) == (tested - {"identity"}) | elsewhere
 
 

@@ -21,7 +21,10 @@ def leaf_norms(leaves: Leaves, context: Context) -> Leaves:
     reals = [precise(torch.view_as_real(x) if x.is_complex() else x) for x in leaves]
     if context.inplace:
         return list(torch._foreach_norm(reals))
-    return list(context.fresh.sqrt([x.square().sum() for x in reals]))
+    sums = [x.square().sum() for x in reals]
+    # the differentiable root of zero is a little above it
+    pairs = zip(sums, context.fresh.sqrt(sums), strict=True)
+    return [torch.where(total == 0, 0.0, root) for total, root in pairs]
 
 
 def trust_ratios(above: Leaves, below: Leaves, coefficient: float | torch.Tensor) -> Leaves:
