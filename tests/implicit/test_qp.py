@@ -96,7 +96,8 @@ def test_quadratic_programs_as_scipy_solves_them() -> None:
     [
         pytest.param(4, 3, 1, marks=pytest.mark.slow),
         pytest.param(3, 5, 0, marks=pytest.mark.slow),
-        (4, 1, 2),
+        pytest.param(4, 1, 2, marks=pytest.mark.slow),
+        (2, 1, 1),
     ],
 )
 def test_gradients_in_all_data_meet_finite_differences_to_second_order(

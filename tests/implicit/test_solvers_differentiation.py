@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,13 @@ from torchopt_implicit.solvers import (
 )
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "bisection"])
+def marked(names: Iterable[str]) -> list[Any]:
+    """Rows, of which those that go through many linear solves take long."""
+    slow = "levenberg_marquardt, matrix-free"
+    return [pytest.param(x, marks=pytest.mark.slow if x == slow else ()) for x in names]
+
+
+@pytest.mark.parametrize("name", marked(name for name in CASES if name != "bisection"))
 def test_unrolled_steps_have_the_derivatives_of_the_solution(name: str) -> None:
     solver, start, a = build(name, torch.float64)
     exact = jacrev(lambda a: solver(start, a))(a)
@@ -43,7 +50,7 @@ def test_unrolled_steps_have_the_derivatives_of_the_solution(name: str) -> None:
     torch.testing.assert_close(batched, exact.sum(0), atol=2e-4, rtol=2e-4)
 
 
-@each_case
+@pytest.mark.parametrize("name", marked(CASES))
 def test_series_approach_the_implicit_derivative_and_a_constant_has_none(name: str) -> None:
     exact, start, a = build(name, torch.float64, differentiation=Implicit())
     expected = jacrev(lambda a: exact(start, a))(a)
