@@ -70,7 +70,7 @@ class Arguments:
                     f"{tensor.dtype}; convert it, or pass it as another argument"
                 )
         positions = [i for i, leaf in enumerate(self.flat) if isinstance(leaf, Tensor)]
-        asked = [i for i in positions if _may_be_asked_for(self.flat[i])]
+        asked = [i for i in positions if may_be_asked_for(self.flat[i])]
         self.positions = asked or (positions if perturb else [])
 
     @property
@@ -89,7 +89,8 @@ class Arguments:
         return args
 
 
-def _may_be_asked_for(leaf: Tensor) -> bool:
+def may_be_asked_for(leaf: Tensor) -> bool:
+    """Return whether a tensor is perturbed where it may be."""
     return leaf.requires_grad or is_differentiated(leaf)
 
 
