@@ -55,14 +55,15 @@ def has_tangent(tensor: Tensor) -> bool:
     return dual.tangent is not None
 
 
-def is_computed_from_differentiated(tensor: Tensor) -> bool:
-    """Return whether a tensor was made so that derivatives are asked for, on the way here.
+def loses_derivatives(tensor: Tensor) -> bool:
+    """Return whether derivatives are asked for that a tensor does not get as a constant.
 
     A parameter of a module that is used as it is does not count: it requires a gradient by default.
     """
-    wrapped = is_wrapped(tensor)
-    return has_tangent(tensor) or any(
-        layer.requires_grad and (wrapped or layer.grad_fn is not None) for layer in layers(tensor)
+    if is_wrapped(tensor):
+        return has_tangent(tensor) or any(layer.requires_grad for layer in layers(tensor))
+    return has_tangent(tensor) or (
+        tensor.requires_grad and not isinstance(tensor, torch.nn.Parameter)
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from torchopt_zero import _functorch
+from torchopt_zero._perturbed_matrix import PerturbedMatrix
 
 
 class Reads(TorchFunctionMode):
@@ -43,6 +44,8 @@ class Reads(TorchFunctionMode):
 
     def add(self, tensor: Tensor) -> None:
         """Record a tensor, unless it was made or given."""
+        if isinstance(tensor, PerturbedMatrix):
+            return  # a leaf, in parts
         key = id(tensor)
         made = self._made.get(key)
         if key in self._found or (made is not None and made() is tensor):
