@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -65,6 +66,25 @@ def loses_derivatives(tensor: Tensor) -> bool:
     return has_tangent(tensor) or (
         tensor.requires_grad and not isinstance(tensor, torch.nn.Parameter)
     )
+
+
+def over_batched_gradients(function: Callable[[Tensor], Tensor], cotangent: Tensor) -> Tensor:
+    """Apply a function to a cotangent, under `torch.func.vmap` for each batch that it is part of.
+
+    What ``is_grads_batched`` batches is older than `torch.func`: few operations, and no
+    `torch.autograd.Function`, have a rule for it.
+    """
+    if not _functorch.is_legacy_batchedtensor(cotangent):
+        return function(cotangent)
+    nesting = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    for level in range(nesting, 0, -1):
+        # with as many rows as asked for, none, where it is not of this level
+        rows: Tensor = torch._remove_batch_dim(cotangent, level, 0, 0)
+        if len(rows):
+            mapped = torch.func.vmap(function, randomness="same")
+            return torch._add_batch_dim(over_batched_gradients(mapped, rows), 0, level)
+    raise RuntimeError("`is_grads_batched` needs at least one cotangent, got a batch of none")
 
 
 def outside_of_batched_gradients() -> AbstractContextManager[object]:
