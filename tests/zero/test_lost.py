@@ -79,3 +79,18 @@ def test_what_is_used_at_perturbed_points_only(method: Any, vectorize: bool, lea
     loss = zero_order(NORMAL, method, num_samples=3, vectorize=vectorize)(function)(w)
     with pytest.raises(RuntimeError, match=LOST):
         loss.backward()
+
+
+@pytest.mark.parametrize("vectorize", [None, False])
+def test_an_objective_may_differentiate_by_itself(vectorize: bool | None) -> None:
+    def function(w: Tensor) -> Tensor:
+        with torch.enable_grad():
+            inner = w.detach() * 1
+            inner.requires_grad = True
+            other = torch.ones(2, requires_grad=True)
+            slopes = torch.autograd.grad((inner.square() * other).sum(), [inner, other])
+        return sum(slope.sum() for slope in slopes)
+
+    w = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    zero_order(NORMAL, "finite-difference", sigma=0.1, vectorize=vectorize)(function)(w).backward()
+    torch.testing.assert_close(w.grad, torch.full_like(w, 4.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -66,6 +67,16 @@ def loses_derivatives(tensor: Tensor) -> bool:
     return has_tangent(tensor) or (
         tensor.requires_grad and not isinstance(tensor, torch.nn.Parameter)
     )
+
+
+def may_lose_derivatives() -> Callable[[Tensor], bool] | None:
+    """Return a quick test that any tensor of :func:`loses_derivatives` passes, `None` without."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        return None
+    return _requires_grad
+
+
+_requires_grad = operator.attrgetter("requires_grad")
 
 
 def over_batched_gradients(function: Callable[[Tensor], Tensor], cotangent: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torchopt_zero._evaluator import LARGEST_BATCHED, Evaluator
+from torchopt_zero._functorch import may_lose_derivatives
 from torchopt_zero._leaves import check_constants
 from torchopt_zero._noise import Noise
 from torchopt_zero._reads import Reads
@@ -122,7 +123,7 @@ class Problem:
             float64 ``[points]``, on the CPU.
         """
         given = [*self.leaves, *self.constants, *optree.tree_leaves(points)]
-        with Reads(given) as reads:
+        with Reads(given, only=may_lose_derivatives()) as reads:
             found: Tensor = self.objective.evaluator.map(
                 lambda one: self.objective(build(one)),
                 points,

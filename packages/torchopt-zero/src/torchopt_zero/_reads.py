@@ -19,10 +19,15 @@ class Reads(TorchFunctionMode):
 
     Args:
         given: The tensors that the function is given, which are not recorded.
+        only: Which tensors to look at, if not all: a function that is evaluated many times should
+            not wait for the others.
     """
 
-    def __init__(self, given: Iterable[Tensor]) -> None:
+    def __init__(
+        self, given: Iterable[Tensor], only: Callable[[Tensor], bool] | None = None
+    ) -> None:
         super().__init__()
+        self._only = only
         self._made = {id(tensor): weakref.ref(tensor) for tensor in given}
         self._found: dict[int, tuple[Tensor, int]] = {}
         self._level = _functorch.current_level()
@@ -33,19 +38,25 @@ class Reads(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        for tensor in _tensors((args, kwargs)):
-            self.add(tensor)
+        for arg in (*args, *kwargs.values()):
+            for tensor in _tensors(arg):
+                if self._looks_at(tensor):
+                    self.add(tensor)
         output = func(*args, **kwargs)
-        for tensor in _tensors(output):
-            if id(tensor) not in self._found:
+        # what returns nothing sets something, as `x.requires_grad = True`
+        for tensor in _tensors(args[:1] if output is None else output):
+            if self._looks_at(tensor) and id(tensor) not in self._found:
                 self.largest = max(self.largest, tensor.numel())
                 self._made[id(tensor)] = weakref.ref(tensor)
         return output
 
+    def _looks_at(self, tensor: Tensor) -> bool:
+        if isinstance(tensor, PerturbedMatrix):
+            return False  # a leaf, in parts
+        return self._only is None or self._only(tensor)
+
     def add(self, tensor: Tensor) -> None:
         """Record a tensor, unless it was made or given."""
-        if isinstance(tensor, PerturbedMatrix):
-            return  # a leaf, in parts
         key = id(tensor)
         made = self._made.get(key)
         if key in self._found or (made is not None and made() is tensor):
@@ -81,4 +92,6 @@ class Replaced(TorchFunctionMode):
 def _tensors(tree: Any) -> Iterable[Tensor]:
     if isinstance(tree, Tensor):
         return (tree,)
+    if not isinstance(tree, (tuple, list, dict)):
+        return ()
     return (leaf for leaf in optree.tree_leaves(tree) if isinstance(leaf, Tensor))
