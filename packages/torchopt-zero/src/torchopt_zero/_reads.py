@@ -94,4 +94,5 @@ def _tensors(tree: Any) -> Iterable[Tensor]:
         return (tree,)
     if not isinstance(tree, (tuple, list, dict)):
         return ()
-    return (leaf for leaf in optree.tree_leaves(tree) if isinstance(leaf, Tensor))
+    leaves: list[Any] = optree.tree_leaves(tree)  # type: ignore[arg-type]
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
