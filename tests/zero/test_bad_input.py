@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 import torchopt
-from torchopt_zero import GuidedES, LinearControl, LowRank, MeZO, PersistentES, diagnose
+from torchopt_zero import (
+    GuidedES,
+    LinearControl,
+    LowRank,
+    MeZO,
+    NoiseReuseES,
+    PersistentES,
+    diagnose,
+)
 
 NORMAL = torch.distributions.Normal(0.0, 1.0)
 zero_order = torchopt.diff.zero_order
@@ -52,6 +60,25 @@ def test_decorating(options: dict[str, Any], error: type[Exception], message: st
 def test_a_loss_that_is_no_scalar(output: Any, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         zero_order(NORMAL)(output)(torch.ones(3, requires_grad=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
+def test_a_loss_whose_gradient_would_be_lost(dtype: torch.dtype) -> None:
+    def count(x: Tensor) -> Tensor:
+        return (x > 0).sum().to(dtype)
+
+    x = torch.ones(3, requires_grad=True)
+    message = f"`output` must be a floating-point tensor.* returned {dtype}; convert it"
+    with pytest.raises(RuntimeError, match=message):
+        zero_order(NORMAL)(count)(x)
+    with pytest.raises(RuntimeError, match=message):
+        torch.func.grad(zero_order(NORMAL)(count))(x.detach())
+    with pytest.raises(RuntimeError, match=message):
+        PersistentES(lambda x, state: (state, count(x)), torch.zeros(1))(x)
+    assert zero_order(NORMAL)(count)(x.detach()).dtype == dtype
+    with torch.no_grad():
+        assert zero_order(NORMAL)(count)(x).dtype == dtype
+    MeZO([x]).step(lambda: count(x))
 
 
 @pytest.mark.parametrize("argnums", [1, (0, 3), -2])
@@ -199,6 +226,23 @@ def unroll(x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
 def test_hyperparameters_out_of_range(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("kind", [PersistentES, NoiseReuseES])
+def test_initial_states_and_counts_of_a_wrong_kind(kind: Any) -> None:
+    leaf = torch.ones(2, requires_grad=True)
+    for lost in (leaf, leaf * 1):
+        message = r"`init` holds a tensor of shape \(2,\) that derivatives are asked for"
+        with pytest.raises(RuntimeError, match=message):
+            kind(unroll, {"a": [torch.ones(1), lost]})
+        with pytest.raises(RuntimeError, match=message):
+            torch.func.grad(lambda x: kind(unroll, x)(leaf))(lost.detach())
+    with pytest.raises(TypeError, match="`init` must be a tree of tensors, got float"):
+        kind(unroll, (torch.ones(1), 2.0))
+    for name in ("num_samples", "horizon"):
+        with pytest.raises(TypeError, match=f"`{name}` must be an integer, got 2.5"):
+            kind(unroll, torch.ones(1), **{name: 2.5})
+    kind(unroll, (torch.ones(1), None))(leaf).backward()
 
 
 def test_trees_that_do_not_match() -> None:

@@ -96,6 +96,30 @@ def test_too_many_dimensions() -> None:
         torchopt.diff.zero_order(Sobol())(lambda x: x.sum())(x).backward()
 
 
+def test_leaves_of_two_dtypes_share_one_sequence() -> None:
+    halves = [torch.zeros(2, dtype=torch.float64), torch.zeros(3)]
+    parts = Sobol().draw(halves, 5, range(32), Scratch())
+    whole = Sobol().draw([torch.zeros(5, dtype=torch.float64)], 5, range(32), Scratch())[0]
+    assert torch.equal(parts[0], whole[:, :2])
+    assert torch.equal(parts[1], whole[:, 2:].float())
+    x = torch.zeros(4, requires_grad=True)
+    y = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    decorate = torchopt.diff.zero_order(Sobol(), "antithetic", (0, 1), 512)
+    decorate(lambda x, y: x.sum() - y.sum())(x, y).backward()
+    assert (x.grad - 1).abs().max() < 0.1
+    assert (y.grad + 1).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("method", ["naive", "guided", "spsa", "finite-difference"])
+def test_a_lone_leaf_without_entries(method: str) -> None:
+    x = torch.zeros(0, requires_grad=True)
+    decorate = torchopt.diff.zero_order(torch.distributions.Normal(0.0, 1.0), method)
+    decorated = decorate(lambda x: x.sum())
+    decorated(x).backward()
+    decorated(x).backward()
+    assert x.grad.shape == (0,)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_leaves_without_entries(kind: str) -> None:
     x, y = torch.zeros(0, requires_grad=True), torch.zeros((), requires_grad=True)

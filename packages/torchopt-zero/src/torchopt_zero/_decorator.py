@@ -19,7 +19,13 @@ from torchopt_zero._evaluator import Evaluator
 from torchopt_zero._functorch import is_differentiated, is_wrapped
 from torchopt_zero._leaves import Arguments, check_argnums, check_constants
 from torchopt_zero._noise import Noise, as_noise
-from torchopt_zero._problem import Objective, OnNonFinite, Problem
+from torchopt_zero._problem import (
+    Objective,
+    OnNonFinite,
+    Problem,
+    check_count,
+    check_differentiable,
+)
 from torchopt_zero._random_numbers import Randomness, RandomNumbers, check_randomness
 from torchopt_zero._reads import Reads, Replaced
 from torchopt_zero._seed import draw_seed
@@ -54,9 +60,9 @@ class Settings:
         randomness: Randomness,
     ) -> None:
         self.estimator = as_estimator(method)
-        _check_count("num_samples", num_samples)
+        check_count("num_samples", num_samples)
         if chunk_size is not None:
-            _check_count("chunk_size", chunk_size)
+            check_count("chunk_size", chunk_size)
         _check_sigma(sigma, self.estimator)
         if on_non_finite not in ("propagate", "ignore", "raise"):
             raise ValueError(
@@ -82,7 +88,7 @@ class Settings:
         Args:
             objective: The function.
             leaves: Where to evaluate it.
-            args: A tree of all that it is given besides, or as part of which it has the leaves.
+            args: A tree of all that it is given besides.
             noise: Where perturbations come from.
         """
         sigma = self.sigma
@@ -93,7 +99,7 @@ class Settings:
         if not sampled and not torch.is_grad_enabled():
             return objective(leaves)
         plain = [leaf.detach() for leaf in leaves]
-        reads = Reads([*plain, *leaves])
+        reads = Reads(plain)
         random = RandomNumbers(leaves)
         state = random.state()
         with torch.no_grad(), reads:
@@ -106,6 +112,7 @@ class Settings:
         check_constants(constants)
         if not sampled:
             return value
+        check_differentiable(value)
         if isinstance(sigma, Tensor) and len(perturbed) == len(leaves):
             constants.append(sigma)
         estimate = _Sampling(self, objective, noise, perturbed, constants, reads.largest)
@@ -133,6 +140,7 @@ class _Sampling(Estimate):
         sigma = settings.sigma
         self.learns_sigma = any(tensor is sigma for tensor in perturbed)
         # Tensors of a transform do not outlive it: torch is given what they held in their place.
+        self.constants = constants
         self.wrapped = [constant for constant in constants if is_wrapped(constant)]
         self.places = [i for i, constant in enumerate(constants) if is_wrapped(constant)]
         self.surroundings = Surroundings([*perturbed, *constants])
@@ -158,6 +166,7 @@ class _Sampling(Estimate):
             workers=settings.workers,
             learns_sigma=self.learns_sigma,
             largest=self.largest,
+            constants=self.constants,
         )
         with ExitStack() as stack:
             stack.enter_context(self.surroundings.restored())
@@ -212,8 +221,9 @@ def zero_order(
 
     The backward pass has the autocast and the default device of the forward pass. Whatever else the
     function reads is a constant, tensors that it closes over included: one that is changed in place
-    before the backward pass raises there, and so does, at the call, one that was computed from
-    what requires a gradient, which would be lost. Parameters of a module may be used as they are.
+    before the backward pass raises there, and so does, at the call, one that requires a gradient,
+    which would be lost; at the backward pass, if it is used at perturbed arguments only. Parameters
+    of a module (`torch.nn.Parameter`) may be used as they are.
 
     For half precision, noise is drawn and summed up in float32; take a `sigma` well above the
     spacing of the numbers that are perturbed.
@@ -264,9 +274,10 @@ def zero_order(
             time where a method draws it twice (`workers`, ``"leave-one-out"``,
             ``"rank-shaped"``).
         IndexError: When called, if `argnums` is out of range.
-        RuntimeError: When called, if the function does not return a scalar tensor, or uses a tensor
-            that derivatives are asked for and that is not among the arguments of `argnums`; when
-            differentiated, if a tensor has been changed in place; when differentiated twice.
+        RuntimeError: When called, if the function does not return a scalar tensor, or one that is
+            not floating-point where a derivative may be asked for, or uses a tensor that
+            derivatives are asked for and that is not perturbed; when differentiated, if a tensor
+            has been changed in place; when differentiated twice.
         FloatingPointError: When differentiated, if values are not finite, where asked to raise, or
             at every sample, or at the arguments themselves where these are not to be propagated and
             the method subtracts that value.
@@ -309,7 +320,9 @@ def zero_order(
             def at(leaves: list[Tensor]) -> Tensor:
                 return function(*arguments.replaced(leaves), **kwargs)
 
-            return settings.call(Objective(at, evaluator), arguments.leaves, (args, kwargs), noise)
+            leaves = arguments.leaves
+            rest = arguments.replaced([None] * len(leaves)), kwargs
+            return settings.call(Objective(at, evaluator), leaves, rest, noise)
 
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Tensor:
@@ -330,10 +343,3 @@ def as_estimator(method: Any) -> Estimator:
             f"{method!r}"
         )
     return METHODS[method]()
-
-
-def _check_count(name: str, count: Any) -> None:
-    if type(count) is not int:
-        raise TypeError(f"`{name}` must be an integer, got {count!r}")
-    if count < 1:
-        raise ValueError(f"`{name}` must be at least 1, got {count}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -55,15 +57,45 @@ def has_tangent(tensor: Tensor) -> bool:
     return dual.tangent is not None
 
 
-def is_computed_from_differentiated(tensor: Tensor) -> bool:
-    """Return whether a tensor was made so that derivatives are asked for, on the way here.
+def loses_derivatives(tensor: Tensor) -> bool:
+    """Return whether derivatives are asked for that a tensor does not get as a constant.
 
     A parameter of a module that is used as it is does not count: it requires a gradient by default.
     """
-    wrapped = is_wrapped(tensor)
-    return has_tangent(tensor) or any(
-        layer.requires_grad and (wrapped or layer.grad_fn is not None) for layer in layers(tensor)
+    if is_wrapped(tensor):
+        return has_tangent(tensor) or any(layer.requires_grad for layer in layers(tensor))
+    return has_tangent(tensor) or (
+        tensor.requires_grad and not isinstance(tensor, torch.nn.Parameter)
     )
+
+
+def may_lose_derivatives() -> Callable[[Tensor], bool] | None:
+    """Return a quick test that any tensor of :func:`loses_derivatives` passes, `None` without."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        return None
+    return _requires_grad
+
+
+_requires_grad = operator.attrgetter("requires_grad")
+
+
+def over_batched_gradients(function: Callable[[Tensor], Tensor], cotangent: Tensor) -> Tensor:
+    """Apply a function to a cotangent, under `torch.func.vmap` for each batch that it is part of.
+
+    What ``is_grads_batched`` batches is older than `torch.func`: few operations, and no
+    `torch.autograd.Function`, have a rule for it.
+    """
+    if not _functorch.is_legacy_batchedtensor(cotangent):
+        return function(cotangent)
+    nesting = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    for level in range(nesting, 0, -1):
+        # with as many rows as asked for, none, where it is not of this level
+        rows: Tensor = torch._remove_batch_dim(cotangent, level, 0, 0)
+        if len(rows):
+            mapped = torch.func.vmap(function, randomness="same")
+            return torch._add_batch_dim(over_batched_gradients(mapped, rows), 0, level)
+    raise RuntimeError("`is_grads_batched` needs at least one cotangent, got a batch of none")
 
 
 def outside_of_batched_gradients() -> AbstractContextManager[object]:

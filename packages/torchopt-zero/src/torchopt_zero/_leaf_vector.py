@@ -21,11 +21,14 @@ class LeafVector:
     Args:
         leaves: All leaves of a function.
         members: Which of them lie in the vector.
+        offset: How many entries the vectors before it have.
     """
 
-    def __init__(self, leaves: Sequence[Tensor], members: list[int]) -> None:
+    def __init__(self, leaves: Sequence[Tensor], members: list[int], offset: int) -> None:
         self.total = len(leaves)
         self.members = members
+        self.offset = offset
+        self.entries = sum(leaf.numel() for leaf in leaves)
         first = leaves[members[0]]
         self.dtype = first.dtype
         self.device = first.device
@@ -39,7 +42,11 @@ class LeafVector:
         groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
         for position, leaf in enumerate(leaves):
             groups.setdefault((leaf.dtype, leaf.device), []).append(position)
-        return [cls(leaves, members) for members in groups.values()]
+        vectors: list[LeafVector] = []
+        for members in groups.values():
+            offset = vectors[-1].offset + vectors[-1].size if vectors else 0
+            vectors.append(cls(leaves, members, offset))
+        return vectors
 
     def generator(self, seed: int, tile: int) -> torch.Generator:
         """Return a generator for the noise of one tile, which is named by its first sample."""

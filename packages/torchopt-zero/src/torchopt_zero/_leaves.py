@@ -9,7 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
-from torchopt_zero._functorch import is_computed_from_differentiated, is_differentiated
+from torchopt_zero._functorch import is_differentiated, loses_derivatives
 from torchopt_zero._leaf_vector import wide
 
 
@@ -70,7 +70,7 @@ class Arguments:
                     f"{tensor.dtype}; convert it, or pass it as another argument"
                 )
         positions = [i for i, leaf in enumerate(self.flat) if isinstance(leaf, Tensor)]
-        asked = [i for i in positions if _may_be_asked_for(self.flat[i])]
+        asked = [i for i in positions if may_be_asked_for(self.flat[i])]
         self.positions = asked or (positions if perturb else [])
 
     @property
@@ -78,7 +78,7 @@ class Arguments:
         """The tensors that are perturbed."""
         return [self.flat[position] for position in self.positions]
 
-    def replaced(self, leaves: Sequence[Tensor]) -> list[Any]:
+    def replaced(self, leaves: Sequence[Tensor | None]) -> list[Any]:
         """Return the positional arguments with other tensors in the place of the leaves."""
         flat = list(self.flat)
         for position, leaf in zip(self.positions, leaves, strict=True):
@@ -89,7 +89,8 @@ class Arguments:
         return args
 
 
-def _may_be_asked_for(leaf: Tensor) -> bool:
+def may_be_asked_for(leaf: Tensor) -> bool:
+    """Return whether a tensor is perturbed where it may be."""
     return leaf.requires_grad or is_differentiated(leaf)
 
 
@@ -112,10 +113,10 @@ def like_leaves(tree: Any, leaves: Sequence[Tensor], name: str) -> list[Tensor]:
 def check_constants(constants: list[Tensor]) -> None:
     """Raise at a tensor that an objective reads where derivatives would be lost."""
     for tensor in constants:
-        if is_computed_from_differentiated(tensor):
+        if loses_derivatives(tensor):
             raise RuntimeError(
                 f"the objective uses a tensor of shape {tuple(tensor.shape)} that derivatives are "
-                f"asked for and that is not among the arguments of `argnums`, so they would be "
-                f"lost; name it in `argnums`, or pass it through `.detach()` to treat it as a "
-                f"constant"
+                f"asked for and that is not perturbed, so they would be lost; name it in `argnums` "
+                f"(make it a parameter, if the objective is a module), or pass it through "
+                f"`.detach()` to treat it as a constant"
             )

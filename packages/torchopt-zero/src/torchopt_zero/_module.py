@@ -15,6 +15,7 @@ from torchopt_zero._decorator import Method, Settings
 from torchopt_zero._eagerly import eagerly
 from torchopt_zero._estimator import Estimator
 from torchopt_zero._evaluator import Evaluator
+from torchopt_zero._leaves import may_be_asked_for
 from torchopt_zero._noise import as_noise
 from torchopt_zero._problem import Objective, OnNonFinite
 from torchopt_zero._random_numbers import Randomness
@@ -142,12 +143,13 @@ def enable_zero_order_gradients(
     def call(self: ZeroOrderGradientModule, *args: Any, **kwargs: Any) -> Tensor:
         if next(self.parameters(), None) is None:
             raise RuntimeError("The module has no parameters.")
-        parameters = [p for p in self.parameters() if p.requires_grad]
+        parameters = [p for p in self.parameters() if may_be_asked_for(p)]
         if not parameters and settings.learns_sigma:
             parameters = [*self.parameters()]
+        slots = _Slots(self, parameters)
 
         def function(leaves: list[Tensor]) -> Tensor:
-            with _replaced(self, parameters, leaves):
+            with slots.holding(leaves):
                 return forward(self, *args, **kwargs)
 
         objective = Objective(function, evaluator)
@@ -162,22 +164,44 @@ def enable_zero_order_gradients(
     return cls
 
 
-@contextmanager
-def _replaced(
-    module: nn.Module, parameters: list[nn.Parameter], leaves: list[Tensor]
-) -> Iterator[None]:
-    """Put tensors in the place of a module's parameters, wherever they occur."""
-    by_identity = {id(p): leaf for p, leaf in zip(parameters, leaves, strict=True)}
-    slots = [
-        (owner._parameters, name, parameter)
-        for owner in module.modules()
-        for name, parameter in owner._parameters.items()
-        if parameter is not None and id(parameter) in by_identity
-    ]
-    try:
-        for table, name, parameter in slots:
-            table[name] = by_identity[id(parameter)]  # type: ignore[assignment]
-        yield
-    finally:
-        for table, name, parameter in slots:
-            table[name] = parameter
+class _Slots:
+    """What the tables of a module held at a call, to be had again whenever it is evaluated.
+
+    Until then a module may be given other tensors, as `torch.func.functional_call`, a recovered
+    state and `load_state_dict(assign=True)` do.
+
+    Args:
+        module: The module.
+        parameters: Those that are perturbed, wherever they occur.
+    """
+
+    def __init__(self, module: nn.Module, parameters: list[nn.Parameter]) -> None:
+        number = {id(parameter): i for i, parameter in enumerate(parameters)}
+        self._slots: list[tuple[dict[str, Any], str, Any, int | None]] = [
+            (table, name, held, number.get(id(held)))
+            for owner in module.modules()
+            for table in (owner._parameters, owner._buffers, owner._modules)
+            for name, held in table.items()
+        ]
+
+    @contextmanager
+    def holding(self, leaves: list[Tensor]) -> Iterator[None]:
+        """Put tensors in the place of the parameters, and what there was in all other slots."""
+        found = []
+        try:
+            for table, name, held, i in self._slots:
+                one = held if i is None else leaves[i]
+                if table.get(name, _MISSING) is not one:
+                    found.append((table, name, table.get(name, _MISSING)))
+                    table[name] = one
+            yield
+        finally:
+            # What the module itself writes to other slots stays, as without an estimate.
+            for table, name, one in found:
+                if one is _MISSING:
+                    del table[name]
+                else:
+                    table[name] = one
+
+
+_MISSING = object()

@@ -34,7 +34,9 @@ class NoiseReuseES(ParticleES):
         num_samples, sigma, vectorize, generator, randomness: As for :class:`PersistentES`.
 
     Raises:
+        TypeError: If `init` holds something other than tensors, or a count is not an integer.
         ValueError: If a number is out of range.
+        RuntimeError: If `init` holds a tensor that requires a gradient, which would be lost.
 
     Example:
         >>> import torch

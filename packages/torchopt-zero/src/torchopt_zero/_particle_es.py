@@ -13,11 +13,11 @@ from torch import Tensor
 from torchopt_zero._eagerly import eagerly
 from torchopt_zero._estimate import Estimate, attach
 from torchopt_zero._evaluator import Evaluator
-from torchopt_zero._functorch import is_batching
+from torchopt_zero._functorch import is_batching, is_differentiated
 from torchopt_zero._leaf_vector import LeafVector
 from torchopt_zero._leaves import Arguments, check_constants
 from torchopt_zero._noise import Gaussian
-from torchopt_zero._problem import check_scalar
+from torchopt_zero._problem import check_count, check_differentiable, check_scalar
 from torchopt_zero._random_numbers import Randomness, check_randomness
 from torchopt_zero._reads import Reads
 from torchopt_zero._scratch import Scratch
@@ -45,12 +45,11 @@ class ParticleES(abc.ABC):
         generator: torch.Generator | None = None,
         randomness: Randomness = "same",
     ) -> None:
-        if num_samples < 1:
-            raise ValueError(f"`num_samples` must be at least 1, got {num_samples}")
+        check_count("num_samples", num_samples)
         if not sigma > 0:
             raise ValueError(f"`sigma` must be positive, got {sigma}")
-        if horizon is not None and horizon < 1:
-            raise ValueError(f"`horizon` must be at least 1, got {horizon}")
+        if horizon is not None:
+            check_count("horizon", horizon)
         check_randomness(randomness)
         self.unroll = unroll
         self.init = init
@@ -65,6 +64,8 @@ class ParticleES(abc.ABC):
         """Start the computation again, from the initial state and without past perturbations."""
         self._age = 0
         self._past: list[Tensor] | None = None
+        for leaf in optree.tree_leaves(self.init):
+            _check_initial(leaf)
         self._states = optree.tree_map(
             lambda x: x.detach().expand(2 * self.num_samples, *x.shape), self.init
         )
@@ -132,7 +133,8 @@ class ParticleES(abc.ABC):
 
         def advance(point: tuple[list[Tensor], Any]) -> tuple[Any, Tensor]:
             state, loss = self.unroll(arguments.replaced(point[0])[0], point[1])
-            return state, check_scalar(loss)
+            check_differentiable(check_scalar(loss))
+            return state, loss
 
         with Reads(particles) as reads:
             states, losses = self._evaluator.map(advance, (particles, self._states), 2, seed)
@@ -145,6 +147,20 @@ class ParticleES(abc.ABC):
         for vector, xi in zip(vectors, past, strict=True):
             gradient.update(zip(vector.members, vector.split(weights.to(xi) @ xi), strict=True))
         return [losses.mean(), *(gradient[i] for i in range(len(leaves)))]
+
+
+def _check_initial(leaf: Any) -> None:
+    if not isinstance(leaf, Tensor):
+        raise TypeError(
+            f"`init` must be a tree of tensors, got {type(leaf).__name__}; wrap a number in "
+            f"torch.tensor, and let `unroll` close over what is no state"
+        )
+    if leaf.requires_grad or is_differentiated(leaf):
+        raise RuntimeError(
+            f"`init` holds a tensor of shape {tuple(leaf.shape)} that derivatives are asked for, "
+            f"which would be lost; pass it through `.detach()` to treat it as a constant, or make "
+            f"it one of the parameters"
+        )
 
 
 class _Step(torch.autograd.Function):

@@ -37,7 +37,9 @@ class PersistentES(ParticleES):
             (``"same"``, the default) or ``"different"`` ones.
 
     Raises:
+        TypeError: If `init` holds something other than tensors, or a count is not an integer.
         ValueError: If a number is out of range.
+        RuntimeError: If `init` holds a tensor that requires a gradient, which would be lost.
 
     Example:
         >>> import torch

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from torchopt_zero._evaluator import LARGEST_BATCHED, Evaluator
+from torchopt_zero._functorch import may_lose_derivatives
+from torchopt_zero._leaves import check_constants
 from torchopt_zero._noise import Noise
+from torchopt_zero._reads import Reads
 from torchopt_zero._scratch import Scratch
 from torchopt_zero._workers import Workers
 
@@ -57,6 +60,8 @@ class Problem:
     learns_sigma: bool = False
     # how many numbers the function computes at once, at a point
     largest: int = 0
+    # what the function was seen to read besides, which derivatives do not get lost in
+    constants: Sequence[Tensor] = ()
 
     def tiles(self, elements: int, count: int | None = None) -> list[range]:
         """Cut the samples into the ranges whose noise is drawn, and summed up, in one go.
@@ -117,14 +122,17 @@ class Problem:
         Returns:
             float64 ``[points]``, on the CPU.
         """
-        found: Tensor = self.objective.evaluator.map(
-            lambda one: self.objective(build(one)),
-            points,
-            runs,
-            self.seed,
-            start,
-            elements=sum(leaf.numel() for leaf in self.leaves),
-        )
+        given = [*self.leaves, *self.constants, *optree.tree_leaves(points)]
+        with Reads(given, only=may_lose_derivatives()) as reads:
+            found: Tensor = self.objective.evaluator.map(
+                lambda one: self.objective(build(one)),
+                points,
+                runs,
+                self.seed,
+                start,
+                elements=sum(leaf.numel() for leaf in self.leaves),
+            )
+        check_constants(reads.tensors())
         return found.to("cpu", torch.float64)
 
     def keep(self, values: Tensor) -> Tensor | slice:
@@ -173,3 +181,24 @@ def check_scalar(output: Any) -> Tensor:
     if output.is_complex():
         raise RuntimeError(f"`output` must be a real tensor, got {output.dtype}")
     return output
+
+
+def check_differentiable(output: Tensor) -> None:
+    """Raise if the output of an objective cannot have a derivative.
+
+    Raises:
+        RuntimeError: If it is not floating-point.
+    """
+    if not output.is_floating_point():
+        raise RuntimeError(
+            f"`output` must be a floating-point tensor for a gradient to reach it. The objective "
+            f"returned {output.dtype}; convert it, e.g. by .float()"
+        )
+
+
+def check_count(name: str, count: Any) -> None:
+    """Raise unless an argument is an integer of at least 1."""
+    if type(count) is not int:
+        raise TypeError(f"`{name}` must be an integer, got {count!r}")
+    if count < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {count}")

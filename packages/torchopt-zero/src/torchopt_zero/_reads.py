@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from torchopt_zero import _functorch
+from torchopt_zero._perturbed_matrix import PerturbedMatrix
 
 
 class Reads(TorchFunctionMode):
@@ -18,10 +19,15 @@ class Reads(TorchFunctionMode):
 
     Args:
         given: The tensors that the function is given, which are not recorded.
+        only: Which tensors to look at, if not all: a function that is evaluated many times should
+            not wait for the others.
     """
 
-    def __init__(self, given: Iterable[Tensor]) -> None:
+    def __init__(
+        self, given: Iterable[Tensor], only: Callable[[Tensor], bool] | None = None
+    ) -> None:
         super().__init__()
+        self._only = only
         self._made = {id(tensor): weakref.ref(tensor) for tensor in given}
         self._found: dict[int, tuple[Tensor, int]] = {}
         self._level = _functorch.current_level()
@@ -32,14 +38,22 @@ class Reads(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        for tensor in _tensors((args, kwargs)):
-            self.add(tensor)
+        for arg in (*args, *kwargs.values()):
+            for tensor in _tensors(arg):
+                if self._looks_at(tensor):
+                    self.add(tensor)
         output = func(*args, **kwargs)
-        for tensor in _tensors(output):
-            if id(tensor) not in self._found:
+        # what returns nothing sets something, as `x.requires_grad = True`
+        for tensor in _tensors(args[:1] if output is None else output):
+            if self._looks_at(tensor) and id(tensor) not in self._found:
                 self.largest = max(self.largest, tensor.numel())
                 self._made[id(tensor)] = weakref.ref(tensor)
         return output
+
+    def _looks_at(self, tensor: Tensor) -> bool:
+        if isinstance(tensor, PerturbedMatrix):
+            return False  # a leaf, in parts
+        return self._only is None or self._only(tensor)
 
     def add(self, tensor: Tensor) -> None:
         """Record a tensor, unless it was made or given."""
@@ -78,4 +92,7 @@ class Replaced(TorchFunctionMode):
 def _tensors(tree: Any) -> Iterable[Tensor]:
     if isinstance(tree, Tensor):
         return (tree,)
-    return (leaf for leaf in optree.tree_leaves(tree) if isinstance(leaf, Tensor))
+    if not isinstance(tree, (tuple, list, dict)):
+        return ()
+    leaves: list[Any] = optree.tree_leaves(tree)  # type: ignore[arg-type]
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]

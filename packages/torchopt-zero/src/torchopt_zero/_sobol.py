@@ -24,8 +24,8 @@ class Sobol(DenseNoise):
     Each sample by itself is standard normal, up to a resolution of :math:`2^{-30}`, so estimates
     stay unbiased; together they fill the space evenly. For smooth functions of few dimensions the
     error falls with :math:`1 / n` rather than :math:`1 / \sqrt n`, best for powers of two. Pass it
-    as the `distribution` of :func:`~torchopt_zero.zero_order`. The leaves of one dtype and device
-    are one vector of at most 21,201 entries.
+    as the `distribution` of :func:`~torchopt_zero.zero_order`. The leaves have at most 21,201
+    entries.
 
     Raises:
         ValueError: When differentiated, if there are more entries.
@@ -46,19 +46,21 @@ class Sobol(DenseNoise):
     """
 
     def fill(self, rows: Tensor, vector: LeafVector, seed: int, samples: range) -> None:
-        count, size = rows.shape
-        if size > SobolEngine.MAXDIM:
+        if vector.entries > SobolEngine.MAXDIM:
             raise ValueError(
-                f"`Sobol` has {SobolEngine.MAXDIM} dimensions, got {size} entries to perturb; use "
-                f"`Orthogonal`"
+                f"`Sobol` has {SobolEngine.MAXDIM} dimensions, got {vector.entries} entries to "
+                f"perturb; use `Orthogonal`"
             )
-        if not size:
+        if not vector.size:
             return
+        # All vectors take their dimensions from one sequence: the points of two would depend on
+        # each other, sample by sample, however they are scrambled.
         with torch.device("cpu"):
-            key = counter_seed(seed, vector.members[0])
-            engine: Any = SobolEngine(size, scramble=True, seed=key)  # type: ignore[no-untyped-call]
+            key = counter_seed(seed, 0)
+            engine: Any = SobolEngine(vector.entries, scramble=True, seed=key)  # type: ignore[no-untyped-call]
             engine.fast_forward(samples.start)
-            numbers = engine.draw(count, dtype=torch.float64)
+            numbers = engine.draw(len(rows), dtype=torch.float64)
+        numbers = numbers[:, vector.offset : vector.offset + vector.size]
         # the middles of intervals, never 0 or 1
         numbers = numbers.add_(0.5 * 2.0**-SobolEngine.MAXBIT).mul_(2).sub_(1)
         rows.copy_(numbers.erfinv_().mul_(math.sqrt(2.0)))

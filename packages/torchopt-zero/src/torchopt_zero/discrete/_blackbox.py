@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from torchopt_zero._functorch import over_batched_gradients
 from torchopt_zero.discrete._check import check_positive
 from torchopt_zero.discrete._solver import Solver
 
@@ -97,8 +98,11 @@ class _Interpolate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, None]:
-        gradient: Tensor = _Difference.apply(*ctx.saved_tensors, cotangents[0], ctx.options)  # type: ignore[no-untyped-call]
-        return gradient, None
+        def difference(cotangent: Tensor) -> Tensor:
+            found: Tensor = _Difference.apply(*ctx.saved_tensors, cotangent, ctx.options)  # type: ignore[no-untyped-call]
+            return found
+
+        return over_batched_gradients(difference, cotangents[0]), None
 
 
 class _Difference(torch.autograd.Function):

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from torchopt_zero._functorch import over_batched_gradients
 from torchopt_zero.discrete._check import check_generator, check_integer, check_positive
 from torchopt_zero.discrete._noise import NOISES, draw_seed, uniform
 from torchopt_zero.discrete._solver import Solver
@@ -157,24 +158,38 @@ class _Mean(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         x, seed, baseline, *kept = ctx.saved_tensors
-        options: Perturbed = ctx.options
-        noise, dim = NOISES[options.distribution], options.solver.event_dim
-        batch = x.ndim - dim
-        total = torch.zeros_like(x)
-        for z in _chunks(x, seed, options):
-            solutions = kept[0] if kept else options.solver(_perturb(x, z, options))
-            # The perturbed inputs stay where they are, so the noise depends on `x`, and the
-            # likelihood of the sample does: a weight whose value is 1 (Foerster et al. 2018, DiCE).
-            shift = (x - x.detach()) / options.sigma
-            z = z - shift if options.solver.maximize else z + shift
-            potential = noise.potential(z)
-            weight = torch.exp((potential.detach() - potential).flatten(batch + 1).sum(-1))
-            products = _sums((solutions - baseline) * cotangents[0], batch)
-            score = noise.score(z)
-            factor = (weight * products).reshape(*score.shape[: batch + 1], *(1,) * dim)
-            total = _fold(total, factor * score)
-        scale = options.num_samples * options.sigma
-        return (total if options.solver.maximize else -total) / scale, None, None
+
+        def gradient(cotangent: Tensor) -> Tensor:
+            return _gradient(x, seed, baseline, kept, cotangent, ctx.options)
+
+        return over_batched_gradients(gradient, cotangents[0]), None, None
+
+
+def _gradient(
+    x: Tensor,
+    seed: Tensor,
+    baseline: Tensor,
+    kept: list[Tensor],
+    cotangent: Tensor,
+    options: Perturbed,
+) -> Tensor:
+    noise, dim = NOISES[options.distribution], options.solver.event_dim
+    batch = x.ndim - dim
+    total = torch.zeros_like(x)
+    for z in _chunks(x, seed, options):
+        solutions = kept[0] if kept else options.solver(_perturb(x, z, options))
+        # The perturbed inputs stay where they are, so the noise depends on `x`, and the
+        # likelihood of the sample does: a weight whose value is 1 (Foerster et al. 2018, DiCE).
+        shift = (x - x.detach()) / options.sigma
+        z = z - shift if options.solver.maximize else z + shift
+        potential = noise.potential(z)
+        weight = torch.exp((potential.detach() - potential).flatten(batch + 1).sum(-1))
+        products = _sums((solutions - baseline) * cotangent, batch)
+        score = noise.score(z)
+        factor = (weight * products).reshape(*score.shape[: batch + 1], *(1,) * dim)
+        total = _fold(total, factor * score)
+    scale = options.num_samples * options.sigma
+    return (total if options.solver.maximize else -total) / scale
 
 
 def _chunks(x: Tensor, seed: Tensor, options: Perturbed) -> Iterator[Tensor]:

@@ -112,7 +112,7 @@ class _Subspace(DenseNoise):
 
     def fill(self, rows: Tensor, vector: LeafVector, seed: int, samples: range) -> None:
         generator = vector.generator(seed, samples.start)
-        rows.normal_(generator=generator).mul_(math.sqrt(self.alpha / vector.size))
+        rows.normal_(generator=generator).mul_(math.sqrt(self.alpha / max(1, vector.size)))
         if self.basis is not None:
             k = self.basis.shape[1]
             inside = rows.new_empty(len(rows), k).normal_(generator=generator)
