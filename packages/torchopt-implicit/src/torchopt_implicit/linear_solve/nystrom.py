@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from torchopt_implicit._functorch import outside_transforms
 from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._status import Info, Status
 from torchopt_implicit._tags import Tag
@@ -38,6 +39,12 @@ class Nystrom(LinearSolver):
     def __post_init__(self) -> None:
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             raise ValueError(f"`rank` must be a positive integer, got {self.rank!r}")
+        if isinstance(self.ridge, torch.Tensor):
+            raise TypeError(
+                "`ridge` must be a number, got a tensor, in which the solution would have no "
+                "derivative: use ridge.item(), or where one is needed solve_cg(ridge=ridge, M=...) "
+                "with a nystrom_preconditioner"
+            )
         if not self.ridge > 0:
             raise ValueError(
                 f"`ridge` must be positive, got {self.ridge}: it is what is inverted "
@@ -106,9 +113,10 @@ def _sketch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return eigenvectors ``(*batch, n, k)`` and eigenvalues ``(*batch, k)`` of a sketch of A."""
     n, dtype = A.domain.size, working_dtype(A.domain.dtype)
-    generator = torch.Generator().manual_seed(seed)
-    omega = torch.randn(n, min(rank, n), generator=generator, dtype=torch.float64)
-    omega = torch.linalg.qr(omega)[0].to(device=A.domain.device, dtype=dtype)
+    with outside_transforms():
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(n, min(rank, n), generator=generator, dtype=torch.float64, device="cpu")
+        omega = torch.linalg.qr(drawn)[0].to(device=A.domain.device, dtype=dtype)
     rows = omega.mT.reshape(-1, *(1 for _ in batch), n).expand(-1, *batch, n)
     if rows.numel() == 0:
         return omega.expand(*batch, n, 0), omega.new_zeros(*batch, 0)
@@ -142,7 +150,7 @@ def solve_nystrom(
 
     Args:
         rank: Columns of :math:`\Omega`.
-        ridge: :math:`\rho`.
+        ridge: :math:`\rho`, a number.
         seed: Of the random :math:`\Omega`, which is the same in each solve.
         throw: Whether a failure raises, rather than warns.
 
@@ -150,6 +158,7 @@ def solve_nystrom(
         A :class:`Nystrom`, called as ``solver(A, b)``.
 
     Raises:
+        TypeError: If ``ridge`` is a tensor.
         ValueError: If ``rank`` or ``ridge`` is not positive.
 
     Example:
