@@ -38,7 +38,7 @@ def as_operator(A: Any, layout: Layout, *, square: bool = True) -> LinearOperato
         if square and A.domain.shapes != layout.shapes:
             raise ValueError(
                 f"`A` must be square, got one from leaves of shapes {shapes_of(A.domain)} to "
-                f"{shapes_of(A.codomain)}; solve_lstsq and solve_lsmr take others"
+                f"{shapes_of(A.codomain)}; solve_lstsq and solve_qr take others"
             )
         return A
     if isinstance(A, (tuple, list, dict)):
@@ -77,6 +77,11 @@ def _of_matrix(A: torch.Tensor, layout: Layout, *, square: bool) -> LinearOperat
         A = A if A.is_complex() else A.to(layout.dtypes[0])
     elif A.is_complex():
         raise ValueError("`b` must be complex where `A` is; convert it with b.to(A.dtype)")
+    if torch.promote_types(A.dtype.to_real(), torch.float32) != layout.dtype:
+        raise TypeError(
+            f"`A` and `b` must be of one precision, got {A.dtype} and leaves of "
+            f"{', '.join(map(str, layout.dtypes))}; convert one of them with .to(dtype)"
+        )
     operator = LinearOperator.from_matrix(A) if A.layout is torch.strided else of_sparse(A)
     domain = layout if A.shape[1] == size else operator.domain
     return LinearOperator(operator.matvec, operator.rmatvec, domain, layout, tags=operator.tags)

@@ -249,8 +249,18 @@ class LinearOperator:
 
     @classmethod
     def diagonal(cls, diagonal: Any, *, positive_definite: bool = False) -> LinearOperator:
-        """Return the operator that multiplies by a real tree, entry by entry."""
+        """Return the operator that multiplies by a real tree, entry by entry.
+
+        Raises:
+            TypeError: If a leaf is not a real floating point tensor.
+        """
         layout = Layout.of(diagonal, "diagonal")
+        unreal = [dtype for dtype in layout.dtypes if dtype.is_complex]
+        if unreal:
+            raise TypeError(
+                f"`diagonal` must be real, got {unreal[0]}: write it as LinearOperator."
+                "from_function(lambda x: d * x, d, transpose=lambda y: d.conj() * y)"
+            )
         vector = layout.ravel(diagonal, "diagonal")
 
         def matvec(v: torch.Tensor) -> torch.Tensor:
@@ -321,6 +331,18 @@ class LinearOperator:
         )
 
     def __mul__(self, scalar: float | torch.Tensor) -> LinearOperator:
+        if isinstance(scalar, complex) or (
+            isinstance(scalar, torch.Tensor) and scalar.is_complex()
+        ):
+            raise TypeError(
+                f"an operator is multiplied by a real scalar, got {scalar}: it is one of real "
+                "vectors inside; use LinearOperator.from_function(lambda x: c * A(x), like)"
+            )
+        if isinstance(scalar, torch.Tensor) and scalar.ndim:
+            raise ValueError(
+                "an operator is multiplied by a scalar, got a tensor of shape "
+                f"{list(scalar.shape)}; LinearOperator.diagonal(d) @ A multiplies rows"
+            )
         is_positive = isinstance(scalar, (int, float)) and bool(scalar > 0)
         keeps = Tag.SYMMETRIC | Tag.DIAGONAL
         return LinearOperator(
