@@ -8,6 +8,7 @@ from typing import Any
 import optree
 import torch
 
+from torchopt_implicit._context import Autocast
 from torchopt_implicit._operator import LinearOperator, shapes_of
 from torchopt_implicit._sparse import of_sparse
 from torchopt_implicit._tree import Layout, describe_path, leading_vmap
@@ -42,13 +43,14 @@ def as_operator(A: Any, layout: Layout, *, square: bool = True) -> LinearOperato
             )
         return A
     if isinstance(A, (tuple, list, dict)):
-        A = by_leaf(A)
-    if not callable(A):
+        function = by_leaf(A)
+    elif callable(A):
+        function = Autocast.on(layout.device).bind(A)
+    else:
         raise TypeError(
             "`A` must be a callable, a matrix, a tree of matrices or a LinearOperator, got "
             f"{type(A).__name__}"
         )
-    function = A
 
     def matvec(vector: torch.Tensor) -> torch.Tensor:
         return layout.ravel(function(layout.unravel(vector)), "the result of the matvec")

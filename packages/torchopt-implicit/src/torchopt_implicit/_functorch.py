@@ -34,6 +34,7 @@ __all__ = [
     "unwrap",
     "unwrap_above",
     "unwrap_dead",
+    "without_autocast",
 ]
 
 _functorch = torch._C._functorch
@@ -159,6 +160,16 @@ def outside_transforms() -> Iterator[None]:
     finally:
         for _ in range(levels - 1):
             torch._C._vmapmode_increment_nesting()
+
+
+@contextlib.contextmanager
+def without_autocast() -> Iterator[None]:
+    """Have everything computed in its own precision, on every kind of device.
+
+    `torch.autocast` switches one kind off, and which one a backward does not know beforehand.
+    """
+    with torch._C._DisableAutocast():
+        yield
 
 
 def depth() -> int:

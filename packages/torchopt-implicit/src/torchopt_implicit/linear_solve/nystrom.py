@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from torchopt_implicit._functorch import outside_transforms
+from torchopt_implicit._functorch import outside_transforms, without_autocast
 from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._status import Info, Status
 from torchopt_implicit._tags import Tag
@@ -39,7 +39,8 @@ class Nystrom(LinearSolver):
     def __post_init__(self) -> None:
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             raise ValueError(f"`rank` must be a positive integer, got {self.rank!r}")
-        if isinstance(self.ridge, torch.Tensor):
+        given: object = self.ridge
+        if isinstance(given, torch.Tensor):
             raise TypeError(
                 "`ridge` must be a number, got a tensor, in which the solution would have no "
                 "derivative: use ridge.item(), or where one is needed solve_cg(ridge=ridge, M=...) "
@@ -108,6 +109,7 @@ class _LowRank(Factorization):
         return x, make_info(0, length, status)
 
 
+@without_autocast()
 def _sketch(
     A: LinearOperator, batch: torch.Size, rank: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -218,6 +220,7 @@ def nystrom_preconditioner(
     return LinearOperator(apply, apply, A.domain, A.domain, tags=Tag.POSITIVE_DEFINITE)
 
 
+@without_autocast()
 def diagonal_preconditioner(A: LinearOperator, ridge: float = 0.0) -> LinearOperator:
     r"""Return Jacobi's preconditioner, :math:`M = (\operatorname{diag} A + \rho I)^{-1}`.
 
