@@ -78,14 +78,16 @@ class LeastSquares(LinearSolver):
         """
         eye = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
         root = torch.as_tensor(ridge, dtype=M.dtype, device=M.device).detach().clamp(min=0).sqrt()
-        stacked = torch.linalg.pinv(torch.cat([M, root * eye]))
+        stacked: torch.Tensor = torch.linalg.pinv(torch.cat([M, root * eye]))
         columns = stacked[:, : M.shape[-2]]
         # whose own digits go with the condition of the stacked matrix, of singular values they last
         exact = dataclasses.replace(self, ridge=root.square())._decompose(M.detach(), 0)
-        inverse = exact.pseudoinverse + (columns - columns.detach())
+        inverse: torch.Tensor = exact.pseudoinverse + (columns - columns.detach())
         if not isinstance(ridge, torch.Tensor):
             return inverse
-        return torch.linalg.solve(eye + (ridge - root.square()) * (stacked @ stacked.mT), inverse)
+        change = (ridge - root.square()) * (stacked @ stacked.mT)
+        inverse = torch.linalg.solve(eye + change, inverse)
+        return inverse
 
     def _rcond(self, matrix: torch.Tensor) -> float:
         if self.rcond is not None:
