@@ -190,6 +190,43 @@ def test_equal_singular_values_have_derivatives() -> None:
         assert torch.autograd.gradcheck(lambda A, b, s=solver: s(A, b), (A, b))
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_ridges_below_the_rounding_of_the_normal_equation_have_derivatives(learned: bool) -> None:
+    def outputs(dtype: torch.dtype, solve: Any) -> Any:
+        A = torch.ones(2, 2, dtype=dtype, requires_grad=True)
+        b = torch.tensor([1.0, 3.0], dtype=dtype, requires_grad=True)
+        x = solve(A, b)
+        return x, *torch.autograd.grad(x[0] + 2 * x[1], (A, b))
+
+    def normal_equation(A: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.solve(A.T @ A + 1e-9 * torch.eye(2), A.T @ b)
+
+    ridge = torch.tensor(1e-9, dtype=torch.float32, requires_grad=True) if learned else 1e-9
+    found = outputs(torch.float32, solve_lstsq(ridge=ridge, throw=True))
+    expected = outputs(torch.float64, normal_equation)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.3])
+def test_ridges_of_least_squares_have_derivatives_of_first_and_second_order(ridge: float) -> None:
+    A, b = torch.randn(4, 2).requires_grad_(), torch.randn(4).requires_grad_()
+    args = (A, b, torch.tensor(ridge, requires_grad=True))
+
+    def solve(A: torch.Tensor, b: torch.Tensor, ridge: torch.Tensor) -> torch.Tensor:
+        return solve_lstsq(ridge=ridge)(A, b)
+
+    assert torch.autograd.gradcheck(solve, args, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(solve, args)
+    nested = torch.func.jacfwd(torch.func.jacrev(solve, argnums=(0, 2)), argnums=(0, 2))(*args)
+
+    def dense(A: torch.Tensor, b: torch.Tensor, ridge: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.solve(A.T @ A + ridge * torch.eye(2), A.T @ b)
+
+    expected = torch.func.jacfwd(torch.func.jacrev(dense, argnums=(0, 2)), argnums=(0, 2))(*args)
+    torch.testing.assert_close(nested, expected)
+
+
 def test_qr_breaks_down_on_operators_of_lower_rank() -> None:
     _, info = solve_qr().solve(torch.ones(4, 2), torch.ones(4))
     assert info.status is Status.BREAKDOWN

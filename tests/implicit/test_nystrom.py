@@ -107,3 +107,39 @@ def test_preconditioners_save_iterations(kind: str) -> None:
 def test_options_out_of_range_are_named(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         solve_nystrom(**options)
+
+
+def test_a_ridge_to_be_learned_is_refused_not_lost() -> None:
+    ridge = torch.tensor(0.5, requires_grad=True)
+    with pytest.raises(TypeError, match=r"`ridge` must be a number, got a tensor"):
+        solve_nystrom(ridge=ridge)  # type: ignore[arg-type]
+
+
+def test_sketches_are_the_same_under_transforms() -> None:
+    A, b = low_rank(), torch.randn(N, requires_grad=True)
+    solver = solve_nystrom(rank=RANK, ridge=RIDGE)
+    inverse = torch.linalg.inv(regularized(A))
+    x = solver(A, b)
+    (rows,) = torch.autograd.grad(x, b, torch.eye(N), is_grads_batched=True)
+    torch.testing.assert_close(rows, inverse, rtol=1e-6, atol=1e-6)
+    batch = torch.randn(2, N)
+    expected = batch @ inverse
+    torch.testing.assert_close(vmap(lambda b: solver(A, b))(batch), expected, rtol=1e-6, atol=1e-6)
+
+    def preconditioned(b: torch.Tensor) -> torch.Tensor:
+        M = nystrom_preconditioner(LinearOperator.from_matrix(A), rank=RANK, ridge=RIDGE)
+        return solve_cg(M=M, ridge=RIDGE, rtol=1e-12)(A, b)
+
+    torch.testing.assert_close(vmap(preconditioned)(batch), expected)
+
+
+def test_sketches_are_on_the_device_of_the_operator_not_the_default_one() -> None:
+    A, b = low_rank(), torch.randn(N)
+    solver = solve_nystrom(rank=RANK, ridge=RIDGE)
+    expected = solver(A, b)
+    with torch.device("meta"):
+        found = solver(A, b)
+        M = nystrom_preconditioner(LinearOperator.from_matrix(A), rank=RANK, ridge=RIDGE)
+        preconditioned = M @ b
+    torch.testing.assert_close(found, expected)
+    assert preconditioned.device == b.device

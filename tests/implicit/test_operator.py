@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchopt_implicit.linalg import LinearOperator, csr_operator
-from torchopt_implicit.linear_solve import solve_gmres
+from torchopt_implicit.linear_solve import solve_cg, solve_gmres, solve_lu, solve_qr
 
 pytestmark = pytest.mark.usefixtures("float64")
 LIKE = {"a": torch.zeros(2, 2), "b": torch.zeros(())}
@@ -224,9 +224,53 @@ def test_sparse_tensors_of_torch_are_operators(convert: Any) -> None:
 
 
 @CSR_IS_BETA
+@pytest.mark.parametrize("convert", [torch.Tensor.to_sparse_csr, torch.Tensor.to_sparse])
+@pytest.mark.parametrize("solve", [solve_lu(), solve_gmres(rtol=1e-13), solve_cg(rtol=1e-13)])
+def test_sparse_tensors_of_torch_are_constants_of_transforms(convert: Any, solve: Any) -> None:
+    dense = torch.eye(4) * 2 + torch.ones(4, 4) / 4
+    A, batch = convert(dense), torch.randn(2, 4)
+    gradient = torch.func.grad(lambda b: solve(A, b).sum())
+    expected = torch.linalg.inv(dense).sum(0)
+    torch.testing.assert_close(gradient(batch[0]), expected)
+    torch.testing.assert_close(torch.vmap(gradient)(batch), expected.expand(2, 4))
+    tangent = torch.func.jvp(lambda b: solve(A, b), (batch[0],), (batch[1],))[1]
+    torch.testing.assert_close(tangent, torch.linalg.solve(dense, batch[1]))
+
+
+def test_complex_numbers_are_no_diagonal_and_no_multiple() -> None:
+    z = torch.tensor([1 + 1j, 2.0])
+    with pytest.raises(TypeError, match=r"`diagonal` must be real, got torch.complex"):
+        LinearOperator.diagonal({"a": torch.ones(2), "b": z})
+    A = LinearOperator.from_matrix(torch.diag(z))
+    for scalar in (1j, torch.tensor(1j)):
+        with pytest.raises(TypeError, match=r"by a real scalar, got"):
+            scalar * A
+    with pytest.raises(ValueError, match=r"by a scalar, got a tensor of shape \[2\]"):
+        A * torch.ones(2)
+    rotated = LinearOperator.from_function(lambda x: 1j * A(x), z)
+    torch.testing.assert_close(rotated @ z, 1j * z * z)
+    torch.testing.assert_close(rotated.T @ z, (1j * z).conj() * z)
+
+
+@pytest.mark.parametrize("solve", [solve_lu(), solve_gmres()])
+def test_matrices_and_right_hand_sides_of_two_precisions_are_refused(solve: Any) -> None:
+    with pytest.raises(TypeError, match=r"got torch.float32 .* torch.float64"):
+        solve(torch.eye(3, dtype=torch.float32), torch.ones(3))
+    with pytest.raises(TypeError, match=r"got torch.complex64 .* torch.complex128"):
+        solve(torch.eye(3, dtype=torch.complex64), torch.ones(3, dtype=torch.complex128))
+
+
+@CSR_IS_BETA
 def test_sparse_matrices_that_do_not_fit_are_refused() -> None:
     crow, col, values = compressed(torch.eye(3))
     with pytest.raises(ValueError, match=r"`crow_indices` of shape \(5,\)"):
         csr_operator(crow, col, values, (4, 3))
     with pytest.raises(TypeError, match="`values` must be real"):
         csr_operator(crow, col, values.long(), (3, 3))
+
+
+def test_operators_that_are_not_square_are_sent_to_solvers_that_exist() -> None:
+    A = LinearOperator.from_matrix(torch.ones(3, 2))
+    with pytest.raises(ValueError, match="solve_lstsq and solve_qr take others"):
+        solve_lu()(A, torch.ones(3))
+    assert solve_qr()(A + LinearOperator.from_matrix(torch.eye(3, 2)), torch.ones(3)).shape == (2,)

@@ -9,6 +9,8 @@ Let :math:`F(x, t) = 0` define :math:`x(t)`, and :math:`A = \\partial_x F(x, t)`
 Their derivatives are made of themselves and of derivatives of :math:`F`, so they exist again,
 in reverse and in forward mode. `vmap` batches them for good: below it one solver runs on all
 problems at once, with plain tensors, so that it can look at residuals and stop.
+
+As torch's own solves, they compute without autocast; functions of a user bring their own.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from torchopt_implicit._functorch import (
     rebatched,
     unbatched,
     unwrap_dead,
+    without_autocast,
 )
 from torchopt_implicit._system import System, Tensors
 
@@ -128,6 +131,7 @@ def _push(
     return pushed
 
 
+@without_autocast()
 def _attach_tangent(
     system: System, x: torch.Tensor, tensors: Tensors, tangents: Sequence[torch.Tensor | None]
 ) -> torch.Tensor:
@@ -138,6 +142,7 @@ def _attach_tangent(
     return -solve(system, False, change, x, tensors)
 
 
+@without_autocast()
 def _solve_tangent(
     system: System,
     transposed: bool,
@@ -199,6 +204,7 @@ def _each_cotangent(
 
 class _Solve(torch.autograd.Function):
     @staticmethod
+    @without_autocast()
     def forward(
         system: System, transposed: bool, b: torch.Tensor, x: torch.Tensor, *tensors: torch.Tensor
     ) -> torch.Tensor:
@@ -211,6 +217,7 @@ class _Solve(torch.autograd.Function):
         ctx.save_for_forward(output, x, *tensors)
 
     @staticmethod
+    @without_autocast()
     @_each_cotangent
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
         u, x, *tensors = _saved(ctx)
@@ -263,6 +270,7 @@ class _Attach(torch.autograd.Function):
         ctx.save_for_forward(output, *tensors)
 
     @staticmethod
+    @without_autocast()
     @_each_cotangent
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
         x, *tensors = _saved(ctx)

@@ -3,14 +3,62 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from torchopt_implicit._functorch import unwrap
 
-__all__ = ["Surroundings"]
+__all__ = ["Autocast", "Surroundings"]
+
+
+class Autocast(NamedTuple):
+    """The autocast that functions of a user are evaluated with, and solves are not."""
+
+    #: of each kind of device: whether it is on, and to what it casts
+    settings: tuple[tuple[str, bool, torch.dtype], ...]
+
+    @classmethod
+    def on(cls, device: torch.device) -> Autocast:
+        """Return that of here and now, for what computes on a device."""
+        return cls._of(dict.fromkeys(("cpu", device.type)))
+
+    @classmethod
+    def _of(cls, kinds: Iterable[str]) -> Autocast:
+        return cls(
+            tuple(
+                (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+                for kind in kinds
+                if torch.amp.is_autocast_available(kind)
+            )
+        )
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is that of here and now."""
+        return self == self._of(kind for kind, _, _ in self.settings)
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """Have it hold; a weight cast where gradients are off is not kept for where they are on."""
+        with contextlib.ExitStack() as stack:
+            for kind, enabled, dtype in self.settings:
+                stack.enter_context(
+                    torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)
+                )
+            yield
+
+    def bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function, evaluated with it."""
+
+        def evaluate(*args: Any) -> Any:
+            if self.holds:
+                return function(*args)
+            with self.restored():
+                return function(*args)
+
+        return evaluate
 
 
 class Surroundings:
@@ -27,8 +75,7 @@ class Surroundings:
     def __init__(self, name: str, device: torch.device) -> None:
         self.name = name
         self.device = device
-        self.kinds = tuple({"cpu", device.type})
-        self.autocast = self._autocast()
+        self.autocast = Autocast.on(device)
         self.random: tuple[torch.Tensor, ...] | None = None
         self.watched: list[tuple[torch.Tensor, int]] = []
 
@@ -55,17 +102,12 @@ class Surroundings:
 
         def evaluate(*args: Any) -> Any:
             self.check()
-            if self.random is None and self.autocast == self._autocast():
+            if self.random is None and self.autocast.holds:
                 return function(*args)
             with self._restored():
                 return function(*args)
 
         return evaluate
-
-    def _autocast(self) -> tuple[tuple[bool, torch.dtype], ...]:
-        return tuple(
-            (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in self.kinds
-        )
 
     def _set_random(self, states: tuple[torch.Tensor, ...]) -> None:
         torch.set_rng_state(states[0])
@@ -75,8 +117,7 @@ class Surroundings:
     @contextlib.contextmanager
     def _restored(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            for kind, (enabled, dtype) in zip(self.kinds, self.autocast, strict=True):
-                stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
+            stack.enter_context(self.autocast.restored())
             if self.random is not None:
                 stack.callback(self._set_random, self.random_state())
                 self._set_random(self.random)

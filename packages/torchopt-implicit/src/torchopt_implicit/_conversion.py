@@ -8,6 +8,7 @@ from typing import Any
 import optree
 import torch
 
+from torchopt_implicit._context import Autocast
 from torchopt_implicit._operator import LinearOperator, shapes_of
 from torchopt_implicit._sparse import of_sparse
 from torchopt_implicit._tree import Layout, describe_path, leading_vmap
@@ -38,17 +39,18 @@ def as_operator(A: Any, layout: Layout, *, square: bool = True) -> LinearOperato
         if square and A.domain.shapes != layout.shapes:
             raise ValueError(
                 f"`A` must be square, got one from leaves of shapes {shapes_of(A.domain)} to "
-                f"{shapes_of(A.codomain)}; solve_lstsq and solve_lsmr take others"
+                f"{shapes_of(A.codomain)}; solve_lstsq and solve_qr take others"
             )
         return A
     if isinstance(A, (tuple, list, dict)):
-        A = by_leaf(A)
-    if not callable(A):
+        function = by_leaf(A)
+    elif callable(A):
+        function = Autocast.on(layout.device).bind(A)
+    else:
         raise TypeError(
             "`A` must be a callable, a matrix, a tree of matrices or a LinearOperator, got "
             f"{type(A).__name__}"
         )
-    function = A
 
     def matvec(vector: torch.Tensor) -> torch.Tensor:
         return layout.ravel(function(layout.unravel(vector)), "the result of the matvec")
@@ -77,6 +79,11 @@ def _of_matrix(A: torch.Tensor, layout: Layout, *, square: bool) -> LinearOperat
         A = A if A.is_complex() else A.to(layout.dtypes[0])
     elif A.is_complex():
         raise ValueError("`b` must be complex where `A` is; convert it with b.to(A.dtype)")
+    if torch.promote_types(A.dtype.to_real(), torch.float32) != layout.dtype:
+        raise TypeError(
+            f"`A` and `b` must be of one precision, got {A.dtype} and leaves of "
+            f"{', '.join(map(str, layout.dtypes))}; convert one of them with .to(dtype)"
+        )
     operator = LinearOperator.from_matrix(A) if A.layout is torch.strided else of_sparse(A)
     domain = layout if A.shape[1] == size else operator.domain
     return LinearOperator(operator.matvec, operator.rmatvec, domain, layout, tags=operator.tags)

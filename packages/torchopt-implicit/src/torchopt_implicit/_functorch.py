@@ -6,8 +6,9 @@ they look at residuals and stop, which a `bool` of a batched tensor refuses.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import optree
@@ -26,12 +27,14 @@ __all__ = [
     "jvp_levels",
     "level_of",
     "lower",
+    "outside_transforms",
     "rebatched",
     "rewrap",
     "unbatched",
     "unwrap",
     "unwrap_above",
     "unwrap_dead",
+    "without_autocast",
 ]
 
 _functorch = torch._C._functorch
@@ -140,6 +143,33 @@ def _peel(x: torch.Tensor, level: int, batched: bool) -> torch.Tensor:
     dim = _functorch.maybe_get_bdim(x) if batched else None
     x = _functorch.get_unwrapped(x)
     return x if dim is None else x.movedim(dim, 0)
+
+
+@contextlib.contextmanager
+def outside_transforms() -> Iterator[None]:
+    """Have constants computed as if no transform were at work, batches of gradients included.
+
+    `vmap` refuses random numbers of a seed of their own, `torch.func.grad` all sparse tensors.
+    """
+    levels = torch._C._vmapmode_increment_nesting()
+    for _ in range(levels):
+        torch._C._vmapmode_decrement_nesting()
+    try:
+        with torch._C._DisableFuncTorch():
+            yield
+    finally:
+        for _ in range(levels - 1):
+            torch._C._vmapmode_increment_nesting()
+
+
+@contextlib.contextmanager
+def without_autocast() -> Iterator[None]:
+    """Have everything computed in its own precision, on every kind of device.
+
+    `torch.autocast` switches one kind off, and which one a backward does not know beforehand.
+    """
+    with torch._C._DisableAutocast():
+        yield
 
 
 def depth() -> int:

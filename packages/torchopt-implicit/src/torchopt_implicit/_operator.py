@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 
 import torch
 
+from torchopt_implicit._context import Autocast
 from torchopt_implicit._functorch import is_forward_mode
 from torchopt_implicit._tags import Tag
 from torchopt_implicit._tree import Layout, leading_vmap
@@ -24,7 +25,8 @@ class LinearOperator:
     ``A @ x`` or ``A(x)`` applies one to a tree. What is known of the structure follows along: the
     sum of symmetric operators is symmetric, :math:`B^\top B` is not recognised, declare it.
     Inside, trees are vectors, flattened once for a whole solve. Complex trees are seen as real
-    ones, so that the transpose is the conjugate transpose.
+    ones, so that the transpose is the conjugate transpose. Functions are evaluated with the
+    autocast under which their operator was made.
 
     Build one with :meth:`from_function`, :meth:`from_matrix`, :meth:`jacobian`, :meth:`identity` or
     :meth:`diagonal`.
@@ -112,6 +114,8 @@ class LinearOperator:
         """
         domain = Layout.of(like, "like")
         codomain = domain
+        bind = Autocast.on(domain.device).bind
+        function, transpose = bind(function), transpose and bind(transpose)
         tags = Tag.of(tags, symmetric=symmetric, positive_definite=positive_definite)
         if Tag.SYMMETRIC not in tags:
             codomain = Layout.of(function(like), "the result of `function`")
@@ -200,6 +204,7 @@ class LinearOperator:
         """
         domain = Layout.of(x, "x")
         point = domain.ravel(x, "x")
+        function = Autocast.on(domain.device).bind(function)
         codomain = Layout.of(function(x), "the result of `function`")
 
         def flat(vector: torch.Tensor) -> torch.Tensor:
@@ -249,8 +254,18 @@ class LinearOperator:
 
     @classmethod
     def diagonal(cls, diagonal: Any, *, positive_definite: bool = False) -> LinearOperator:
-        """Return the operator that multiplies by a real tree, entry by entry."""
+        """Return the operator that multiplies by a real tree, entry by entry.
+
+        Raises:
+            TypeError: If a leaf is not a real floating point tensor.
+        """
         layout = Layout.of(diagonal, "diagonal")
+        unreal = [dtype for dtype in layout.dtypes if dtype.is_complex]
+        if unreal:
+            raise TypeError(
+                f"`diagonal` must be real, got {unreal[0]}: write it as LinearOperator."
+                "from_function(lambda x: d * x, d, transpose=lambda y: d.conj() * y)"
+            )
         vector = layout.ravel(diagonal, "diagonal")
 
         def matvec(v: torch.Tensor) -> torch.Tensor:
@@ -321,6 +336,18 @@ class LinearOperator:
         )
 
     def __mul__(self, scalar: float | torch.Tensor) -> LinearOperator:
+        if isinstance(scalar, complex) or (
+            isinstance(scalar, torch.Tensor) and scalar.is_complex()
+        ):
+            raise TypeError(
+                f"an operator is multiplied by a real scalar, got {scalar}: it is one of real "
+                "vectors inside; use LinearOperator.from_function(lambda x: c * A(x), like)"
+            )
+        if isinstance(scalar, torch.Tensor) and scalar.ndim:
+            raise ValueError(
+                "an operator is multiplied by a scalar, got a tensor of shape "
+                f"{list(scalar.shape)}; LinearOperator.diagonal(d) @ A multiplies rows"
+            )
         is_positive = isinstance(scalar, (int, float)) and bool(scalar > 0)
         keeps = Tag.SYMMETRIC | Tag.DIAGONAL
         return LinearOperator(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from torchopt_implicit._functorch import is_wrapped, outside_transforms
 from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._tags import Tag
 from torchopt_implicit._tree import Layout
@@ -80,18 +81,23 @@ def of_sparse(matrix: torch.Tensor) -> LinearOperator:
         TypeError: If its layout is neither that of compressed rows nor that of coordinates.
         NotImplementedError: If it requires gradients, which do not reach its values.
     """
-    if matrix.requires_grad:
+    if matrix.requires_grad or is_wrapped(matrix):
         raise NotImplementedError(
             "a sparse `A` that requires gradients has none in a linear solve: give its values, "
             "with linalg.csr_operator(crow_indices, col_indices, values, shape)"
         )
     shape = (matrix.shape[0], matrix.shape[1])
+    with outside_transforms():
+        return csr_operator(*_rows(matrix), shape)
+
+
+def _rows(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     if matrix.layout is torch.sparse_coo:
         matrix = matrix.coalesce()
         rows, columns = matrix.indices()
-        counts = torch.bincount(rows, minlength=shape[0])
+        counts = torch.bincount(rows, minlength=matrix.shape[0])
         crow_indices = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-        return csr_operator(crow_indices, columns, matrix.values(), shape)
+        return crow_indices, columns, matrix.values()
     if matrix.layout is not torch.sparse_csr:
         raise TypeError(f"a sparse `A` must be in compressed rows (CSR), got {matrix.layout}")
-    return csr_operator(matrix.crow_indices(), matrix.col_indices(), matrix.values(), shape)
+    return matrix.crow_indices(), matrix.col_indices(), matrix.values()

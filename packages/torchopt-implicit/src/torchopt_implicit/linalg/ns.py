@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from torchopt_implicit._functorch import without_autocast
 from torchopt_implicit._tree import Layout
 from torchopt_implicit.linear_solve.inv import Neumann
 
@@ -53,6 +54,7 @@ def ns(
     return (x, info) if return_info else x
 
 
+@without_autocast()
 def ns_inv(A: Any, maxiter: int | None = None, *, alpha: float | torch.Tensor | None = None) -> Any:
     r"""Return an approximation of :math:`A^{-1}` by the Neumann series, as a matrix.
 

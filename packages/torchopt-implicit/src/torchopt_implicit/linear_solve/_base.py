@@ -11,7 +11,7 @@ import torch
 
 from torchopt_implicit._compiler import eager
 from torchopt_implicit._conversion import as_operator
-from torchopt_implicit._functorch import is_readable, unwrap
+from torchopt_implicit._functorch import is_readable, unwrap, without_autocast
 from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._status import Info, Status, report
 from torchopt_implicit._tree import Layout
@@ -65,7 +65,8 @@ class LinearSolver(abc.ABC):
         """Return the solution, shaped like ``b``, and what became of the solve.
 
         The solution has derivatives of any order, in ``b``, in ``A``, and in what a function or
-        operator ``A`` closes over.
+        operator ``A`` closes over. As :func:`torch.linalg.solve`, it computes without autocast; a
+        function ``A`` is evaluated with that of the call, and its result cast back.
 
         Raises:
             TypeError: If ``A`` or ``b`` is of the wrong kind.
@@ -73,8 +74,9 @@ class LinearSolver(abc.ABC):
         """
         layout = Layout.of(b, "b")
         operator = as_operator(A, layout, square=not self.takes_rectangular)
-        x, info = self.solve_vector(operator, layout.ravel(b, "b"))
-        return operator.domain.unravel(x), info
+        with without_autocast():
+            x, info = self.solve_vector(operator, layout.ravel(b, "b"))
+            return operator.domain.unravel(x), info
 
     def solve_vector(self, A: LinearOperator, b: torch.Tensor) -> tuple[torch.Tensor, Info]:
         """Solve for a vector ``(n,)``, with derivatives: by a :meth:`run` that has them."""

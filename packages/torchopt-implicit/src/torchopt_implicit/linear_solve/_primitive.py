@@ -13,6 +13,7 @@ import torch
 
 from torchopt_implicit._autograd import attach
 from torchopt_implicit._capture import capture, has_derivatives, substitute
+from torchopt_implicit._context import Surroundings
 from torchopt_implicit._functorch import is_forward_mode, is_transforming, is_wrapped, unwrap
 from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._status import Info, Status, report
@@ -128,6 +129,9 @@ class _Family:
         with torch.enable_grad():
             ours = capture(_both(A), zeros)
             others = None if M is None else capture(_both(M), zeros)
+        # a preconditioner that changes changes how a solution is found, not which
+        self.surroundings = Surroundings("A", A.domain.device)
+        self.surroundings.watch(ours.read)
         further = () if others is None else others.tensors
         self.tensors: Tensors = ours.tensors + tuple(
             t for t in further if all(t is not s for s in ours.tensors)
@@ -145,7 +149,12 @@ class _Family:
         self.differentiates = any(captured.differentiates for captured in both)
 
     def apply(self, tensors: Tensors, which: str, v: torch.Tensor) -> torch.Tensor:
-        """Apply ``"matvec"`` or ``"rmatvec"`` of A, or of M, with tensors in their places."""
+        """Apply ``"matvec"`` or ``"rmatvec"`` of A, or of M, with tensors in their places.
+
+        Raises:
+            RuntimeError: If data of A was changed in place since the solve.
+        """
+        self.surroundings.check()
         operator = self.M if which.startswith("M.") else self.A
         function = getattr(operator, which.removeprefix("M."))
         function = substitute(function, self.tensors, tensors, is_transformed=self.is_transformed)

@@ -44,8 +44,7 @@ class LeastSquares(LinearSolver):
         finite = _is_finite(matrix)
         M, column = torch.where(finite, matrix, 0), b.to(matrix.dtype).unsqueeze(-1)
         if has_ridge(self.ridge):
-            eye = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
-            x = torch.linalg.solve(M.mT @ M + self.ridge * eye, M.mT @ column)
+            x = self._regularized(M, self.ridge) @ column
         else:
             x = torch.linalg.pinv(M, rtol=self._rcond(matrix)) @ column
         x = torch.where(finite, x, torch.nan).squeeze(-1).to(b.dtype)
@@ -58,7 +57,7 @@ class LeastSquares(LinearSolver):
     def factorize(self, A: LinearOperator, batch: torch.Size) -> Factorization:
         return self._decompose(_matrix(A, batch), len(batch))
 
-    def _decompose(self, matrix: torch.Tensor, batch_ndim: int) -> Factorization:
+    def _decompose(self, matrix: torch.Tensor, batch_ndim: int) -> _SingularValues:
         finite = _is_finite(matrix)
         U, S, Vh = torch.linalg.svd(torch.where(finite, matrix, 0), full_matrices=False)
         largest = S[..., :1] if S.shape[-1] else S
@@ -69,6 +68,26 @@ class LeastSquares(LinearSolver):
         size = scaled_norm(S) if S.shape[-1] else S.sum(-1)
         size = torch.where(finite[..., 0, 0], size.reshape(finite.shape[:-2]), torch.nan)
         return _SingularValues(U, inverse, Vh, size, batch_ndim, self.ridge)
+
+    def _regularized(self, M: torch.Tensor, ridge: float | torch.Tensor) -> torch.Tensor:
+        r"""Return :math:`(M^\top M + \rho I)^{-1} M^\top`, with derivatives.
+
+        Those of the first columns of the pseudoinverse of :math:`(M; \sqrt\rho\, I)`, since
+        :math:`M^\top M + \rho I` is singular where it loses the ridge to rounding. The root is a
+        constant, which has no derivative at 0; what the ridge is beyond its square comes after.
+        """
+        eye = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
+        root = torch.as_tensor(ridge, dtype=M.dtype, device=M.device).detach().clamp(min=0).sqrt()
+        stacked: torch.Tensor = torch.linalg.pinv(torch.cat([M, root * eye]))
+        columns = stacked[:, : M.shape[-2]]
+        # whose own digits go with the condition of the stacked matrix, of singular values they last
+        exact = dataclasses.replace(self, ridge=root.square())._decompose(M.detach(), 0)
+        inverse: torch.Tensor = exact.pseudoinverse + (columns - columns.detach())
+        if not isinstance(ridge, torch.Tensor):
+            return inverse
+        change = (ridge - root.square()) * (stacked @ stacked.mT)
+        inverse = torch.linalg.solve(eye + change, inverse)
+        return inverse
 
     def _rcond(self, matrix: torch.Tensor) -> float:
         if self.rcond is not None:
@@ -84,6 +103,10 @@ class _SingularValues(Factorization):
     size: torch.Tensor  # the Frobenius norm
     batch_ndim: int
     ridge: float | torch.Tensor | None
+
+    @property
+    def pseudoinverse(self) -> torch.Tensor:
+        return (self.Vh.mT * self.inverse.unsqueeze(-2)) @ self.U.mT
 
     @property
     def T(self) -> Factorization:

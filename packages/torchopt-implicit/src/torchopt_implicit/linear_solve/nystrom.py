@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from torchopt_implicit._functorch import outside_transforms, without_autocast
 from torchopt_implicit._operator import LinearOperator
 from torchopt_implicit._status import Info, Status
 from torchopt_implicit._tags import Tag
@@ -38,6 +39,13 @@ class Nystrom(LinearSolver):
     def __post_init__(self) -> None:
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             raise ValueError(f"`rank` must be a positive integer, got {self.rank!r}")
+        given: object = self.ridge
+        if isinstance(given, torch.Tensor):
+            raise TypeError(
+                "`ridge` must be a number, got a tensor, in which the solution would have no "
+                "derivative: use ridge.item(), or where one is needed solve_cg(ridge=ridge, M=...) "
+                "with a nystrom_preconditioner"
+            )
         if not self.ridge > 0:
             raise ValueError(
                 f"`ridge` must be positive, got {self.ridge}: it is what is inverted "
@@ -101,14 +109,16 @@ class _LowRank(Factorization):
         return x, make_info(0, length, status)
 
 
+@without_autocast()
 def _sketch(
     A: LinearOperator, batch: torch.Size, rank: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return eigenvectors ``(*batch, n, k)`` and eigenvalues ``(*batch, k)`` of a sketch of A."""
     n, dtype = A.domain.size, working_dtype(A.domain.dtype)
-    generator = torch.Generator().manual_seed(seed)
-    omega = torch.randn(n, min(rank, n), generator=generator, dtype=torch.float64)
-    omega = torch.linalg.qr(omega)[0].to(device=A.domain.device, dtype=dtype)
+    with outside_transforms():
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(n, min(rank, n), generator=generator, dtype=torch.float64, device="cpu")
+        omega = torch.linalg.qr(drawn)[0].to(device=A.domain.device, dtype=dtype)
     rows = omega.mT.reshape(-1, *(1 for _ in batch), n).expand(-1, *batch, n)
     if rows.numel() == 0:
         return omega.expand(*batch, n, 0), omega.new_zeros(*batch, 0)
@@ -142,7 +152,7 @@ def solve_nystrom(
 
     Args:
         rank: Columns of :math:`\Omega`.
-        ridge: :math:`\rho`.
+        ridge: :math:`\rho`, a number.
         seed: Of the random :math:`\Omega`, which is the same in each solve.
         throw: Whether a failure raises, rather than warns.
 
@@ -150,6 +160,7 @@ def solve_nystrom(
         A :class:`Nystrom`, called as ``solver(A, b)``.
 
     Raises:
+        TypeError: If ``ridge`` is a tensor.
         ValueError: If ``rank`` or ``ridge`` is not positive.
 
     Example:
@@ -209,6 +220,7 @@ def nystrom_preconditioner(
     return LinearOperator(apply, apply, A.domain, A.domain, tags=Tag.POSITIVE_DEFINITE)
 
 
+@without_autocast()
 def diagonal_preconditioner(A: LinearOperator, ridge: float = 0.0) -> LinearOperator:
     r"""Return Jacobi's preconditioner, :math:`M = (\operatorname{diag} A + \rho I)^{-1}`.
 
