@@ -190,6 +190,29 @@ def test_tensors_out_of_reach_are_refused_by_name() -> None:
             solver(None, torch.ones(()))
 
 
+@pytest.mark.parametrize("transform", ["vmap", "jvp", "grad", "vmap of grad", "hessian"])
+def test_tensors_out_of_reach_are_refused_by_name_under_transforms(transform: str) -> None:
+    theta = torch.tensor(2.0, requires_grad=True)
+    scale = torch.tensor(3.0, requires_grad=True)
+
+    def root(function: Callable[..., torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+        solver = custom_root(function, argnums=1)(lambda init, a: 12 * a**2)
+        return lambda a: solver(None, a)
+
+    points = torch.tensor([1.0, 2.0])
+    evaluate: dict[str, Callable[[Any], Any]] = {
+        "vmap": lambda f: vmap(f)(points),
+        "jvp": lambda f: jvp(f, (points[0],), (points[1],)),
+        "grad": lambda f: grad(f)(points[0]),
+        "vmap of grad": lambda f: vmap(grad(f))(points),
+        "hessian": lambda f: hessian(f)(points[0]),
+    }
+    scripted = torch.jit.script(nn.Linear(1, 1))
+    with pytest.raises(RuntimeError, match=r"depends on `scripted\.(weight|bias)`, which requires"):
+        evaluate[transform](root(lambda x, a: x - scripted((scale * a).reshape(1)).sum()))
+    evaluate[transform](root(lambda x, a: x - a**2 * scale * theta))
+
+
 def test_arguments_mix_tensors_with_anything() -> None:
     def F(x: torch.Tensor, options: dict[str, Any], pair: Any) -> torch.Tensor:
         c = pair[0] if pair[2] == "plus" else -pair[0]
