@@ -291,6 +291,24 @@ def test_every_evaluation_draws_the_same_random_numbers_and_the_generator_is_lef
     torch.testing.assert_close(first.detach(), 1 + masks[0])
 
 
+@pytest.mark.parametrize("order", ["again", "create_graph"])
+def test_modules_are_in_the_mode_of_the_solve(order: str) -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).eval()
+    solver = custom_fixed_point(lambda x, a: a + 0.1 * net(x), argnums=1, solve=solve_lu())(
+        lambda init, a: run(lambda x: a + 0.1 * net(x), torch.zeros_like(a))
+    )
+    a = torch.tensor([1.5, 2.5], requires_grad=True)
+    expected = torch.linalg.inv(torch.eye(2) - 0.1 * net[0].weight)
+    x = solver(None, a)
+    net.train()
+    for _ in range(3):
+        (slope,) = torch.autograd.grad(
+            x.sum(), a, retain_graph=True, create_graph=order == "create_graph"
+        )
+        torch.testing.assert_close(slope, expected.sum(0))
+    assert all(module.training for module in net.modules())
+
+
 class Normalized(ImplicitMetaGradientModule, linear_solve=solve_lu()):
     def __init__(self, prior: torch.Tensor) -> None:
         super().__init__()
@@ -394,3 +412,26 @@ def test_the_compiler_compiles_around_a_solver() -> None:
     expected = torch.autograd.grad(f(a), (a, theta))
     computed = torch.autograd.grad(torch.compile(f, backend="eager")(a), (a, theta))
     torch.testing.assert_close(computed, expected)
+
+
+@pytest.mark.compile
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler asks
+def test_equations_may_call_what_was_compiled() -> None:
+    net = nn.Linear(2, 2)
+    a = torch.ones(2, requires_grad=True)
+    inputs = (a, *net.parameters())
+    whole = torch.compile(net, backend="eager")
+    part = torch.compile(lambda x: torch.tanh(net(x)), backend="eager")
+
+    def derivatives(f: Callable[..., torch.Tensor]) -> Any:
+        def step(x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+            return a + 0.1 * f(x)
+
+        solver = custom_fixed_point(step, argnums=1)(lambda init, a: run(step, init, a))
+        x = solver(torch.zeros(2), a)
+        first = torch.autograd.grad(x.square().sum(), inputs, create_graph=True)
+        return first, torch.autograd.grad(first[0].sum(), inputs)
+
+    for compiled, plain in ((whole, net), (part, lambda x: torch.tanh(net(x)))):
+        torch.testing.assert_close(derivatives(compiled), derivatives(plain))

@@ -29,8 +29,8 @@ class ImplicitMetaGradientModule(MetaGradientModule):
 
     where the meta-parameters :math:`\theta` are those given to the constructor, as in
     :class:`torchopt.nn.MetaGradientModule`, and tensors that the equation has from elsewhere, as
-    :func:`custom_root` says; the arguments of :meth:`solve` are constants. After ``module.solve(...)`` the own parameters are
-    functions of the meta-parameters, with derivatives by the implicit function theorem:
+    :func:`custom_root` says; the arguments of :meth:`solve` are constants. After
+    ``module.solve(...)`` the own parameters are functions of the meta-parameters, with derivatives by the implicit function theorem:
     whatever is computed from them can be differentiated. The next ``solve`` starts from their
     values. Under :func:`torch.no_grad` it only solves.
 

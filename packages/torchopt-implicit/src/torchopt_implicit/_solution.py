@@ -124,7 +124,8 @@ def build_system(
         bound = surroundings.bind(function)
         compiler = None
         if cache is not None:
-            structure = (spec, tuple(template), layout, surroundings.autocast, len(tensors))
+            state = (surroundings.autocast, surroundings.modes)
+            structure = (spec, tuple(template), layout, state, len(tensors))
             compiler = Compiler(cache, structure, surroundings.check)
         return System(bound, layout, differentiable, linear, is_affine=is_affine, compiler=compiler)
 
@@ -132,7 +133,8 @@ def build_system(
     if cache is not None:
         _check_hashable(template)
     before = surroundings.random_state()
-    captured, record, value = _examine(system, x, tensors)
+    with surroundings.watch_modules():
+        captured, record, value = _examine(system, x, tensors)
     surroundings.replay_if_changed(before)
     surroundings.watch(captured.read)
     frozen = [p for module in _modules(constant) for p in module.parameters()]
@@ -151,7 +153,7 @@ def build_system(
         variable += [False] * (len(found) - len(variable))
     if captured.writes:
         residual = pure(residual)
-    if captured.writes or found:
+    if captured.writes or found or cache is not None:
         count = len(tensors)
 
         def lifted(vector: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
