@@ -30,9 +30,9 @@ class ImplicitMetaGradientModule(MetaGradientModule):
     where the meta-parameters :math:`\theta` are those given to the constructor, as in
     :class:`torchopt.nn.MetaGradientModule`, and tensors that the equation has from elsewhere, as
     :func:`custom_root` says; the arguments of :meth:`solve` are constants. After
-    ``module.solve(...)`` the own parameters are functions of the meta-parameters, with derivatives by the implicit function theorem:
-    whatever is computed from them can be differentiated. The next ``solve`` starts from their
-    values. Under :func:`torch.no_grad` it only solves.
+    ``module.solve(...)`` the own parameters are functions of these, with derivatives by the
+    implicit function theorem: whatever is computed from them can be differentiated. The next
+    ``solve`` starts from their values. Under :func:`torch.no_grad` it only solves.
 
     A subclass defines :meth:`solve`, and :meth:`optimality` or :meth:`objective`, all with the same
     arguments. The class argument ``linear_solve`` is the solver of linear systems, one of
