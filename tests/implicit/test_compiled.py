@@ -92,3 +92,24 @@ def test_data_without_gradients_are_inputs_too() -> None:
         gradients = [torch.autograd.grad(f(a).sin().sum(), a) for f in (compiled, plain)]
         torch.testing.assert_close(*gradients)
         data[0] = matrix()
+
+
+def test_each_call_looks_for_tensors_out_of_reach() -> None:
+    scripted = torch.jit.script(torch.nn.Linear(N, N).requires_grad_(False))
+
+    @custom_root(
+        lambda x, a: x - scripted(a),
+        argnums=1,
+        solve=solve_lu(),
+        differentiation=Implicit(compiled=True),
+    )
+    def solver(init: None, a: torch.Tensor) -> torch.Tensor:
+        return scripted(a)
+
+    a = torch.randn(N, requires_grad=True)
+    (slope,) = torch.autograd.grad(solver(None, a).sum(), a)
+    torch.testing.assert_close(slope, scripted.weight.sum(0))
+    scripted.weight.requires_grad_()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"depends on `scripted\.weight`, which requires"):
+            solver(None, a)

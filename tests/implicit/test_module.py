@@ -104,6 +104,35 @@ def test_without_gradients_it_only_solves() -> None:
     torch.testing.assert_close(inner.net.weight, closed_form(prior.weight, strength))
 
 
+def test_gradients_reach_tensors_that_are_closed_over_or_in_a_list() -> None:
+    strength = torch.tensor(0.3, requires_grad=True)
+
+    class Listed(ImplicitMetaGradientModule, linear_solve=solve_lu()):
+        def __init__(self, priors: list[torch.Tensor]) -> None:
+            super().__init__()
+            self.priors = priors
+            self.w = nn.Parameter(torch.zeros(3))
+
+        def objective(self) -> torch.Tensor:
+            pull = (self.w - self.priors[0]).square().sum()
+            return strength * self.w.square().sum() + pull
+
+        def solve(self) -> Listed:
+            self.w.copy_(self.priors[0] / (1 + strength))
+            return self
+
+    prior = torch.randn(3, requires_grad=True)
+    for inputs in ((prior, strength), (strength,)):
+        module = Listed([prior if len(inputs) == 2 else prior.detach()])
+        computed = torch.autograd.grad(module.solve().w.square().sum(), inputs)
+        expected = torch.autograd.grad((prior / (1 + strength)).square().sum(), inputs)
+        torch.testing.assert_close(computed, expected)
+    strength.requires_grad_(False)
+    module = Listed([prior.detach()])
+    parameter = module.w
+    assert module.solve().w is parameter  # depends on nothing, and stays a parameter
+
+
 def test_tied_and_frozen_parameters() -> None:
     class Tied(ImplicitMetaGradientModule):
         def __init__(self, target: torch.Tensor) -> None:

@@ -190,6 +190,29 @@ def test_tensors_out_of_reach_are_refused_by_name() -> None:
             solver(None, torch.ones(()))
 
 
+@pytest.mark.parametrize("transform", ["vmap", "jvp", "grad", "vmap of grad", "hessian"])
+def test_tensors_out_of_reach_are_refused_by_name_under_transforms(transform: str) -> None:
+    theta = torch.tensor(2.0, requires_grad=True)
+    scale = torch.tensor(3.0, requires_grad=True)
+
+    def root(function: Callable[..., torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+        solver = custom_root(function, argnums=1)(lambda init, a: 12 * a**2)
+        return lambda a: solver(None, a)
+
+    points = torch.tensor([1.0, 2.0])
+    evaluate: dict[str, Callable[[Any], Any]] = {
+        "vmap": lambda f: vmap(f)(points),
+        "jvp": lambda f: jvp(f, (points[0],), (points[1],)),
+        "grad": lambda f: grad(f)(points[0]),
+        "vmap of grad": lambda f: vmap(grad(f))(points),
+        "hessian": lambda f: hessian(f)(points[0]),
+    }
+    scripted = torch.jit.script(nn.Linear(1, 1))
+    with pytest.raises(RuntimeError, match=r"depends on `scripted\.(weight|bias)`, which requires"):
+        evaluate[transform](root(lambda x, a: x - scripted((scale * a).reshape(1)).sum()))
+    evaluate[transform](root(lambda x, a: x - a**2 * scale * theta))
+
+
 def test_arguments_mix_tensors_with_anything() -> None:
     def F(x: torch.Tensor, options: dict[str, Any], pair: Any) -> torch.Tensor:
         c = pair[0] if pair[2] == "plus" else -pair[0]
@@ -266,6 +289,24 @@ def test_every_evaluation_draws_the_same_random_numbers_and_the_generator_is_lef
     assert len(masks) > 1
     assert all(torch.equal(mask, masks[0]) for mask in masks)
     torch.testing.assert_close(first.detach(), 1 + masks[0])
+
+
+@pytest.mark.parametrize("order", ["again", "create_graph"])
+def test_modules_are_in_the_mode_of_the_solve(order: str) -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).eval()
+    solver = custom_fixed_point(lambda x, a: a + 0.1 * net(x), argnums=1, solve=solve_lu())(
+        lambda init, a: run(lambda x: a + 0.1 * net(x), torch.zeros_like(a))
+    )
+    a = torch.tensor([1.5, 2.5], requires_grad=True)
+    expected = torch.linalg.inv(torch.eye(2) - 0.1 * net[0].weight)
+    x = solver(None, a)
+    net.train()
+    for _ in range(3):
+        (slope,) = torch.autograd.grad(
+            x.sum(), a, retain_graph=True, create_graph=order == "create_graph"
+        )
+        torch.testing.assert_close(slope, expected.sum(0))
+    assert all(module.training for module in net.modules())
 
 
 class Normalized(ImplicitMetaGradientModule, linear_solve=solve_lu()):
@@ -371,3 +412,26 @@ def test_the_compiler_compiles_around_a_solver() -> None:
     expected = torch.autograd.grad(f(a), (a, theta))
     computed = torch.autograd.grad(torch.compile(f, backend="eager")(a), (a, theta))
     torch.testing.assert_close(computed, expected)
+
+
+@pytest.mark.compile
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler asks
+def test_equations_may_call_what_was_compiled() -> None:
+    net = nn.Linear(2, 2)
+    a = torch.ones(2, requires_grad=True)
+    inputs = (a, *net.parameters())
+    whole = torch.compile(net, backend="eager")
+    part = torch.compile(lambda x: torch.tanh(net(x)), backend="eager")
+
+    def derivatives(f: Callable[..., torch.Tensor]) -> Any:
+        def step(x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+            return a + 0.1 * f(x)
+
+        solver = custom_fixed_point(step, argnums=1)(lambda init, a: run(step, init, a))
+        x = solver(torch.zeros(2), a)
+        first = torch.autograd.grad(x.square().sum(), inputs, create_graph=True)
+        return first, torch.autograd.grad(first[0].sum(), inputs)
+
+    for compiled, plain in ((whole, net), (part, lambda x: torch.tanh(net(x)))):
+        torch.testing.assert_close(derivatives(compiled), derivatives(plain))

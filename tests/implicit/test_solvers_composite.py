@@ -332,6 +332,20 @@ def test_bounds_may_be_trees_and_numbers() -> None:
     torch.testing.assert_close(x["w"], lbfgsb(quartic)(start["w"], (-0.4, 0.3), A))
 
 
+def test_bounds_that_cross_are_infeasible() -> None:
+    low = torch.tensor([[-1.0, 1.0], [-1.0, -1.0], [-torch.inf, 2.0]], dtype=DOUBLE)
+    high = torch.tensor([[1.0, -1.0], [1.0, 1.0], [torch.inf, torch.inf]], dtype=DOUBLE)
+    solver = lbfgsb(lambda x: (x - 0.5).square().sum())
+    start = torch.zeros(2, dtype=DOUBLE)
+    expected = [Status.INFEASIBLE, Status.CONVERGED, Status.CONVERGED]
+    single = [solver.run(start, bounds)[1].status for bounds in zip(low, high, strict=True)]
+    assert single == expected
+    batch = torch.vmap(solver.run, in_dims=(None, 0))(start, (low, high))[1].status
+    assert batch.tolist() == expected
+    with pytest.warns(FailedSolveWarning, match="INFEASIBLE"):
+        solver(start, (low[0], high[0]))
+
+
 def test_wrong_calls_are_named() -> None:
     with pytest.raises(ValueError, match=r"called as solver\(init, \(lower, upper\), \*args\)"):
         lbfgsb(quartic)(A)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -98,3 +99,18 @@ def test_a_deep_equilibrium_model_learns_handwritten_digits() -> None:
         predictions = logits(solve(held_out, parameters), parameters).argmax(-1)
     error = (predictions != held_out_labels).float().mean().item()
     assert error <= 0.05
+
+
+@pytest.mark.parametrize("mixing", [1.0, 0.7])
+def test_autocast_is_for_the_layer_and_not_for_the_acceleration(mixing: float) -> None:
+    weight = (torch.randn(4, 4) / 8).requires_grad_()
+    x = torch.randn(4)
+    # bfloat16 has 8 bits, and reaches no smaller residual
+    layer = anderson(lambda z, x, weight: torch.tanh(z @ weight.T + x), mixing=mixing, tol=2e-2)
+    expected = layer(torch.zeros(4), x, weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z = layer(torch.zeros(4), x, weight)
+    assert z.dtype == torch.float32
+    torch.testing.assert_close(z, expected, rtol=0.05, atol=0.05)
+    slopes = [torch.autograd.grad(out.sum(), weight)[0] for out in (z, expected)]
+    torch.testing.assert_close(*slopes, rtol=0.1, atol=0.1)

@@ -70,6 +70,21 @@ def test_series_approach_the_implicit_derivative_and_a_constant_has_none(name: s
     assert not constant(start, a.requires_grad_()).requires_grad
 
 
+def test_without_a_step_the_derivatives_of_the_steps_are_zero() -> None:
+    for solver, start in (
+        (newton(lambda y, x: 2 * y - x.sum(), differentiation=Unrolled()), 1.0),
+        (newton(lambda y, x: y - x.sum(), differentiation=Unrolled(), maxiter=0), 2.0),
+    ):
+        x = torch.tensor([0.5, 1.5], requires_grad=True)
+        y, info = solver.run(torch.tensor(start), x)
+        assert info.iterations == 0
+        assert y == start
+        torch.testing.assert_close(torch.autograd.grad(y, x), (torch.zeros(2),))
+        batch = torch.vmap(solver.run, in_dims=(None, 0))(torch.tensor(start), x.expand(3, 2))[0]
+        torch.testing.assert_close(torch.autograd.grad(batch.sum(), x), (torch.zeros(2),))
+        assert not solver.run(torch.tensor(start), x.detach())[0].requires_grad
+
+
 def test_bisection_refuses_to_be_unrolled() -> None:
     with pytest.raises(ValueError, match=r"depend on signs alone.*Implicit\(\)"):
         bisection(lambda x: x, differentiation=Unrolled())

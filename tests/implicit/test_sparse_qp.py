@@ -147,6 +147,9 @@ def test_without_solutions_it_says_why() -> None:
     low, high = torch.tensor([1.0, 3.0]).double(), torch.tensor([2.0, 4.0]).double()
     with pytest.warns(FailedSolveWarning, match="INFEASIBLE"):
         assert sparse_qp(eye, zeros, both, low, high).info.status is Status.INFEASIBLE
+    for crossed in (1.0, torch.tensor([-3.0, -0.5])):
+        with pytest.warns(FailedSolveWarning, match="INFEASIBLE"):
+            assert sparse_qp(eye, zeros, eye, crossed, -1.0).info.status is Status.INFEASIBLE
     with pytest.raises(FailedSolveError, match="UNBOUNDED"):
         sparse_qp(0 * eye, zeros + 1, eye, -torch.inf, 1.0, throw=True)
     with pytest.warns(FailedSolveWarning, match="ITERATION_LIMIT"):

@@ -96,7 +96,8 @@ def check_unrolled(solution: Any, args: Sequence[Any], name: str, namespace: str
         raise RuntimeError(
             f"with differentiation=Unrolled() the steps of {name} are differentiated, but its "
             "solution does not depend on the arguments in `argnums` by operations that autograd "
-            "records: look for torch.no_grad, detach and other libraries in it, or use Implicit()"
+            "records: look for torch.no_grad, detach and other libraries in it, and whether it "
+            "took a step at all, or use Implicit()"
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import optree
 import torch
 from torch.autograd import forward_ad
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
 
 from torchopt_implicit._functorch import (
     age_of,
@@ -128,10 +128,19 @@ def _value_of_vjp(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def has_derivatives(x: torch.Tensor) -> bool:
     """Return whether what is computed from the tensor may be differentiated in it."""
+    x = _current(x)
     if x.requires_grad or is_wrapped(x):
         return True
     tangent = forward_ad.unpack_dual(x).tangent  # type: ignore[no-untyped-call]
     return tangent is not None
+
+
+def _current(x: torch.Tensor) -> torch.Tensor:
+    """Return what substitutions around the caller put in the place of the tensor."""
+    if has_torch_function((x,)):
+        replaced: torch.Tensor = handle_torch_function(_current, (x,), x)
+        return replaced
+    return x
 
 
 def _tensors(tree: Any) -> Iterator[torch.Tensor]:
@@ -154,6 +163,8 @@ class _Pure(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is _current:  # asks about a tensor, and computes nothing of it
+            return func(*args)
         if getattr(func, "__name__", "") == "__get__":
             value = func(*args, **kwargs)
             if not isinstance(value, torch.Tensor):  # a shape, a dtype: nothing is computed
@@ -236,7 +247,10 @@ class _Search(_Pure):
             return
         self.known[id(x)] = x
         # a transform inside of the function wraps what it is given
-        base = unwrap_dead(unwrap_above(x, self.level))
+        base = unwrap_above(x, self.level)
+        # the wrapper of a transform that has ended is what an outer substitution knows
+        if _current(base) is base:
+            base = unwrap_dead(base)
         if age_of(base) > self.start:  # computed unseen, as what torch.func.grad returns
             return
         if id(base) in self.known and base is not x:

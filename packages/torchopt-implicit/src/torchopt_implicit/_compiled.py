@@ -34,8 +34,6 @@ class CompilerCache:
 
     def __init__(self) -> None:
         self._programs: dict[Hashable, _Program] = {}
-        #: of equations that were seen to depend on their arguments alone
-        self.closed: set[Hashable] = set()
 
     def get(self, key: Hashable, build: Callable[[], _Program]) -> _Program:
         """Return the program of a key, built where there is none."""

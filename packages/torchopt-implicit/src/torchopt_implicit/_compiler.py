@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import sys
+import warnings
+from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
 import torch
 
-__all__ = ["eager"]
+__all__ = ["eager", "uncompiled"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -29,3 +32,15 @@ def eager(function: Callable[_P, _T]) -> Callable[_P, _T]:
         return function(*args, **kwargs)
 
     return door
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run what `torch.compile` returned as it was written, where every operation is to be seen."""
+    if "torch._dynamo" not in sys.modules:  # so that nothing was compiled
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        # of hooks that are called twice
+        warnings.filterwarnings("ignore", "Using `torch.compile\\(module\\)` when there are global")
+        yield

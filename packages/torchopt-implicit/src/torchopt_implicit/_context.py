@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
+from torchopt_implicit._compiler import uncompiled
 from torchopt_implicit._functorch import unwrap
 
 __all__ = ["Autocast", "Surroundings"]
@@ -62,10 +65,10 @@ class Autocast(NamedTuple):
 
 
 class Surroundings:
-    """Autocast, the random numbers, and tensors that a function closes over.
+    """Autocast, random numbers, modes of modules, and tensors that a function closes over.
 
     A derivative evaluates the function again, when a backward is due. It has to be the function of
-    the forward: in the same precision, with the same dropout, on the same data.
+    the forward: in the same precision, with the same dropout, in the same mode, on the same data.
 
     Args:
         name: What to call the function in messages.
@@ -78,6 +81,25 @@ class Surroundings:
         self.autocast = Autocast.on(device)
         self.random: tuple[torch.Tensor, ...] | None = None
         self.watched: list[tuple[torch.Tensor, int]] = []
+        self.modules: dict[nn.Module, bool] = {}
+
+    @property
+    def modes(self) -> tuple[bool, ...]:
+        """Which of the modules that were called are training, in the order of their calls."""
+        return tuple(self.modules.values())
+
+    @contextlib.contextmanager
+    def watch_modules(self) -> Iterator[None]:
+        """Have later evaluations call modules in the modes that they are called in here."""
+
+        def see(module: nn.Module, args: Any) -> None:
+            self.modules.setdefault(module, module.training)
+
+        handle = register_module_forward_pre_hook(see)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def random_state(self) -> tuple[torch.Tensor, ...]:
         """Return the state of the generators that the function may draw from."""
@@ -102,9 +124,11 @@ class Surroundings:
 
         def evaluate(*args: Any) -> Any:
             self.check()
-            if self.random is None and self.autocast.holds:
-                return function(*args)
-            with self._restored():
+            is_same = all(m.training == mode for m, mode in self.modules.items())
+            if is_same and self.random is None and self.autocast.holds:
+                with uncompiled():
+                    return function(*args)
+            with uncompiled(), self._restored():
                 return function(*args)
 
         return evaluate
@@ -121,6 +145,9 @@ class Surroundings:
             if self.random is not None:
                 stack.callback(self._set_random, self.random_state())
                 self._set_random(self.random)
+            for module, mode in self.modules.items():
+                stack.callback(setattr, module, "training", module.training)
+                module.training = mode
             yield
 
     def check(self) -> None:

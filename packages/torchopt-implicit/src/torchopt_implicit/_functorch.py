@@ -25,6 +25,7 @@ __all__ = [
     "is_transforming",
     "is_wrapped",
     "jvp_levels",
+    "layers",
     "level_of",
     "lower",
     "outside_transforms",
@@ -79,6 +80,14 @@ def unwrap(x: torch.Tensor) -> torch.Tensor:
     while _functorch.is_functorch_wrapped_tensor(x):
         x = _functorch.get_unwrapped(x)
     return x
+
+
+def layers(x: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Return the tensor and what is in each of its wrappers, which have graphs of their own."""
+    yield x
+    while _functorch.is_functorch_wrapped_tensor(x):
+        x = _functorch.get_unwrapped(x)
+        yield x
 
 
 def unwrap_dead(x: torch.Tensor) -> torch.Tensor:

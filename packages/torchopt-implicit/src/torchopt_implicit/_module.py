@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from torchopt.nn import MetaGradientModule
+from torchopt_implicit._capture import has_derivatives
 from torchopt_implicit._implicit_solver import ImplicitSolver
 from torchopt_implicit._solution import implicit_solution
 from torchopt_implicit.linear_solve import solve_normal_cg
@@ -27,10 +28,11 @@ class ImplicitMetaGradientModule(MetaGradientModule):
     .. math:: F(x, \theta) = 0, \quad\text{or}\quad x = \arg\min_x f(x, \theta),
 
     where the meta-parameters :math:`\theta` are those given to the constructor, as in
-    :class:`torchopt.nn.MetaGradientModule`. After ``module.solve(...)`` the own parameters are
-    functions of the meta-parameters, with derivatives by the implicit function theorem:
-    whatever is computed from them can be differentiated. The next ``solve`` starts from their
-    values. Under :func:`torch.no_grad` it only solves.
+    :class:`torchopt.nn.MetaGradientModule`, and tensors that the equation has from elsewhere, as
+    :func:`custom_root` says; the arguments of :meth:`solve` are constants. After
+    ``module.solve(...)`` the own parameters are functions of these, with derivatives by the
+    implicit function theorem: whatever is computed from them can be differentiated. The next
+    ``solve`` starts from their values. Under :func:`torch.no_grad` it only solves.
 
     A subclass defines :meth:`solve`, and :meth:`optimality` or :meth:`objective`, all with the same
     arguments. The class argument ``linear_solve`` is the solver of linear systems, one of
@@ -149,8 +151,7 @@ def _implicit(solve: Callable[..., Any]) -> Callable[..., Any]:
             return (value,) if is_single else tuple(value)
 
         # without gradients, or within the solve() of a subclass, only values are asked for
-        wanted = torch.is_grad_enabled() and own.tensors
-        if wanted and any(tensor.requires_grad for tensor in meta.tensors):
+        if torch.is_grad_enabled() and own.tensors:
             solution = implicit_solution(
                 residual,
                 own.tensors,
@@ -159,7 +160,9 @@ def _implicit(solve: Callable[..., Any]) -> Callable[..., Any]:
                 self._linear,
                 name="optimality",
             )
-            own.put(solution)
+            # a solution that depends on nothing leaves parameters to be parameters
+            if any(has_derivatives(x) for x in solution):
+                own.put(solution)
         return result
 
     return solve_implicitly

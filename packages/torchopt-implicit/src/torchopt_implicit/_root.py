@@ -59,9 +59,11 @@ def custom_root(
     tensor that requires gradients where they cannot follow is an error that names it.
 
     ``optimality_fn`` is evaluated once more at the solution, and again by derivatives: with the
-    autocast and the random numbers of that time, and without effect on tensors from elsewhere, so
-    that running statistics of normalization stay what the solver left. If those tensors change in
-    place before a derivative is taken, that is an error.
+    autocast, the random numbers and the modes of modules (training or not) of that time, and
+    without effect on tensors from elsewhere, so that running statistics of normalization stay what
+    the solver left. If those tensors change in place before a derivative is taken, that is an
+    error. Beside that it has to be a pure function: other Python state that it reads, such as an
+    attribute or an entry of a list, must not change before the last derivative is taken.
 
     Args:
         optimality_fn: :math:`F`, called as ``optimality_fn(x, *args[1:])`` with the solver's

@@ -13,7 +13,12 @@ from torchopt_implicit._autograd import attach
 from torchopt_implicit._capture import Captured, capture, has_derivatives, pure, substitute
 from torchopt_implicit._compiled import Compiler, CompilerCache
 from torchopt_implicit._context import Surroundings
-from torchopt_implicit._functorch import is_differentiating, is_forward_mode, is_transforming
+from torchopt_implicit._functorch import (
+    is_differentiating,
+    is_forward_mode,
+    is_transforming,
+    layers,
+)
 from torchopt_implicit._implicit_solver import ImplicitSolver
 from torchopt_implicit._system import Recorded, System, Tensors
 from torchopt_implicit._tree import Layout
@@ -119,19 +124,17 @@ def build_system(
         bound = surroundings.bind(function)
         compiler = None
         if cache is not None:
-            structure = (spec, tuple(template), layout, surroundings.autocast, len(tensors))
+            state = (surroundings.autocast, surroundings.modes)
+            structure = (spec, tuple(template), layout, state, len(tensors))
             compiler = Compiler(cache, structure, surroundings.check)
         return System(bound, layout, differentiable, linear, is_affine=is_affine, compiler=compiler)
 
     system = equation(residual, tensors, chosen)
-    shapes = tuple((t.shape, t.dtype, t.requires_grad) for t in (x, *tensors))
-    key = (spec, layout, shapes, surroundings.autocast)
     if cache is not None:
         _check_hashable(template)
-        if (*key, *template) in cache.closed:
-            return system, tensors
     before = surroundings.random_state()
-    captured, record = _examine(system, x, tensors)
+    with surroundings.watch_modules():
+        captured, record, value = _examine(system, x, tensors)
     surroundings.replay_if_changed(before)
     surroundings.watch(captured.read)
     frozen = [p for module in _modules(constant) for p in module.parameters()]
@@ -144,15 +147,13 @@ def build_system(
                 f"`{name}` draws random numbers, which a compiled graph cannot repeat: use "
                 "Implicit(compiled=False)"
             )
-        if not (captured.read or captured.hidden or captured.writes):
-            cache.closed.add((*key, *template))
         # all are inputs, since a compiled graph would have others as constants
         known = {id(x) for x in found}
         found = (*found, *(x for x in captured.read if id(x) not in known))
         variable += [False] * (len(found) - len(variable))
     if captured.writes:
         residual = pure(residual)
-    if captured.writes or found:
+    if captured.writes or found or cache is not None:
         count = len(tensors)
 
         def lifted(vector: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
@@ -165,10 +166,12 @@ def build_system(
         tensors = (*tensors, *found)
         system = equation(lifted, tensors, chosen)
         record = None if record is None else system.record(x, tensors)
-    out_of_reach = captured.hidden
-    if record is not None:
+    if record is None:
+        out_of_reach = (*captured.hidden, *_unseen(value, (*captured.tensors, *frozen)))
+    else:
         graph, inputs = record
-        out_of_reach = (*out_of_reach, *_unseen(graph.residual, (graph.point, *inputs, *frozen)))
+        known_leaves = (graph.point, *inputs, *frozen)
+        out_of_reach = (*captured.hidden, *_unseen(graph.residual, known_leaves))
         if not is_affine and cache is None:
             system.keep(graph, inputs)
     if out_of_reach:
@@ -181,29 +184,34 @@ def build_system(
     return system, tensors
 
 
-def _examine(system: System, x: torch.Tensor, tensors: Tensors) -> tuple[Captured, _Record]:
-    """Return what the function closes over, and its graph unless a transform is at work."""
+def _examine(
+    system: System, x: torch.Tensor, tensors: Tensors
+) -> tuple[Captured, _Record, torch.Tensor]:
+    """Return what the function closes over, its graph unless a transform is at work, and value."""
     records: list[_Record] = [None]
+    values: list[torch.Tensor] = []
 
     def record(x: torch.Tensor, *tensors: torch.Tensor) -> None:
-        records.append(system.record(x, tensors))
+        graph, leaves = system.record(x, tensors)
+        records.append((graph, leaves))
+        values.append(graph.residual)
 
     def transform(x: torch.Tensor, *tensors: torch.Tensor) -> None:
         # differentiated in x, too, so that the function may use torch.autograd.grad
-        torch.func.vjp(lambda x: system.function(x, *tensors), x)
+        values.append(torch.func.vjp(lambda x: system.function(x, *tensors), x)[0])
 
     # others than those that the function may close over, too; and values are enough
     given = [t.detach() for t in tensors]
     captured = capture(transform if is_transforming() else record, x, *given)
-    return captured, records[-1]
+    return captured, records[-1], values[-1]
 
 
 def _unseen(residual: torch.Tensor, known: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Return the leaves of the residual's graph that are not known."""
+    """Return the leaves of the residual's graphs that are not known; each transform has one."""
     with torch.enable_grad():  # aliases, since an outer solver may have put others in their places
-        aliases = [x.view_as(x).grad_fn for x in known if x.requires_grad]
+        aliases = [y.grad_fn for x in known for y in layers(x.view_as(x))]
     seen: set[Any] = {node for x in aliases if x for node, _ in x.next_functions}
-    nodes = [residual.grad_fn]
+    nodes = [layer.grad_fn for layer in layers(residual)]
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:

@@ -155,7 +155,8 @@ class Unrolled(Differentiation):
     """Through the steps of the solver, which runs with gradients.
 
     The derivatives are those of what the solver computed, converged or not: exact for that, and
-    closer to those of the solution with every step. They reach all that the solver depends on, the
+    closer to those of the solution with every step; zero without one, where the start is good
+    enough. They reach all that the solver depends on, the
     initial guess included. Memory grows with the steps. The solver has to be differentiable: in
     torch, without ``no_grad`` and without writing to tensors in place.
     """

@@ -60,6 +60,9 @@ def solve(
         x = init[0].to(q) / scaling.unknowns
         y = init[1].to(q) * scaling.objective / scaling.constraints
     z = torch.minimum(torch.maximum(A @ x, lower), upper)
+    if bool((lower > upper).any()):  # the projections would hide it
+        gap = float((program.lower - program.upper).max())
+        return _result(x, y, scaling, Info(0, gap, Status.INFEASIBLE))
     ones = torch.ones_like(lower)
     stiffness = torch.where(lower == upper, STIFFER * ones, ones)
     stiffness = torch.where((lower == -math.inf) & (upper == math.inf), 1e-3 * ones, stiffness)

@@ -160,7 +160,8 @@ class _Anderson(Method[_State]):
         images = torch.stack(state.images)
         if self.mixing != 1:
             images = images - (1 - self.mixing) * torch.stack(state.residuals)
-        x = weights @ images
+        with torch.autocast(images.device.type, enabled=False):
+            x = weights @ images
         image = self.image_of(x)
         residual = image - x
         (error,) = read(torch.linalg.vector_norm(residual))
@@ -184,7 +185,8 @@ class _Anderson(Method[_State]):
         # rows scaled by the largest, so that the products do not underflow near the solution
         size = torch.linalg.vector_norm(residuals, dim=-1)
         scaled = residuals / torch.where(size.amax() > 0, size.amax(), 1.0)
-        products = scaled @ scaled.mT
+        with torch.autocast(scaled.device.type, enabled=False):
+            products = scaled @ scaled.mT
         damping = max(self.ridge, torch.finfo(residuals.dtype).eps) * products.diagonal().sum()
         products = products + torch.diag(torch.where(valid, damping, 1.0))
         ones = valid.to(residuals.dtype)

@@ -83,7 +83,8 @@ def lbfgsb(
     exist where entries at a bound have gradients that are not zero.
 
     The solver is called as ``solver(init, (lower, upper), *args)``, and is differentiable in the
-    bounds, too: each a number, a tensor that broadcasts to ``init``, or a tree of these.
+    bounds, too: each a number, a tensor that broadcasts to ``init``, or a tree of these. Where a
+    lower bound is above its upper one, the status is ``Status.INFEASIBLE``.
 
     Args:
         objective: ``objective(x, *args)`` returns a 0-dim tensor; ``x`` is a tree like ``init``. It
@@ -188,11 +189,13 @@ class _Bounded(Method[_State]):
     def init_state(self, x: torch.Tensor) -> _State:
         x = self._project(x)
         objective, gradient = self.value_and_grad(x)
-        value, error = read(objective, self._error(x, gradient))
+        crossing = self._crossing()
+        value, error, gap = read(objective, self._error(x, gradient), crossing)
         none = torch.zeros_like(gradient).expand(self.history, -1)
         zero = like(error, 0)
         length = divide(1.0, maximum(error, 1.0))
-        return _State(x, value, gradient, length, zero, none, none, error, zero)
+        failure = select(gap > 0, like(error, int(Status.INFEASIBLE)), zero)
+        return _State(x, value, gradient, length, zero, none, none, error, failure)
 
     def update(self, state: _State) -> _State:
         x, value, gradient, length, *_ = state
@@ -263,7 +266,12 @@ class _Bounded(Method[_State]):
 
     def _error(self, x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         error: torch.Tensor = torch.linalg.vector_norm(x - self._project(x - gradient))
-        return error
+        return error + self._crossing()
+
+    def _crossing(self) -> torch.Tensor:
+        """Return how far lower bounds are above upper ones, which no point can satisfy."""
+        gap = torch.where(self.lower > self.upper, self.lower - self.upper, 0.0)
+        return torch.linalg.vector_norm(gap)  # type: ignore[no-any-return]
 
 
 def _push(wanted: torch.Tensor, rows: torch.Tensor, row: torch.Tensor) -> torch.Tensor:

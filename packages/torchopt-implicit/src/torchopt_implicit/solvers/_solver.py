@@ -258,7 +258,11 @@ class Solver:
             now = self._begin(layout, vector, args)
             now = search(self._bind(layout, args).update, now, self._maxiter)
             # in memory of its own, though no step was taken from `init`
-            return layout.unravel(now.state.x.clone()), now.info
+            x = now.state.x.clone()
+            is_unrolled = isinstance(self._differentiation, Unrolled)
+            if is_unrolled and not torch.as_tensor(lowered(now.info).iterations).any():
+                x = _with_zero_derivatives(x, args)
+            return layout.unravel(x), now.info
 
         return self._differentiable(solve, init, args)
 
@@ -281,6 +285,16 @@ class Solver:
 def _start(init: Any) -> tuple[Layout, torch.Tensor]:
     layout = Layout.of(init, "init")
     return layout, layout.ravel(init, "init")
+
+
+def _with_zero_derivatives(x: torch.Tensor, args: tuple[Any, ...]) -> torch.Tensor:
+    """Return the vector as a function of the arguments that is constant: no step was taken."""
+    leaves: list[Any] = optree.tree_leaves(args)  # type: ignore[arg-type]
+    for leaf in leaves:
+        for t in leaf.parameters() if isinstance(leaf, nn.Module) else (leaf,):
+            if isinstance(t, torch.Tensor) and (t.is_floating_point() or t.is_complex()):
+                x = x + t.flatten()[:0].abs().sum().to(x)
+    return x
 
 
 def as_numbers(info: Info) -> Info:

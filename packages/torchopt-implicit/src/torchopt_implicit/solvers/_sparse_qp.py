@@ -84,7 +84,7 @@ def sparse_qp(
     Returns:
         A :class:`SparseQPSolution`. Gradients of a sparse matrix are sparse like it. Its
         ``info.status`` is ``Status.INFEASIBLE`` or ``Status.UNBOUNDED`` where a certificate was
-        found.
+        found, a lower bound above its upper one among them.
 
     Raises:
         TypeError: If an argument is not a tensor of floats, or dtypes differ.
