@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -147,6 +148,20 @@ def test_workers_evaluate_each_sample_once_and_exchange_scalars() -> None:
     in_threads(3, work)
     assert sum(counts) == 3 + 2 * 10
     assert sizes == {(), (10, 2)}
+
+
+def test_threads_do_not_disturb_each_others_random_numbers() -> None:
+    """Samplers draw from torch's global generators, which all threads share."""
+    alone = gradient(torch.randn, "antithetic")
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(20):
+            found = in_threads(3, lambda workers: gradient(torch.randn, "antithetic"))
+            for one in found:
+                torch.testing.assert_close(one, alone, rtol=0.0, atol=0.0)
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def _rank(rank: int, folder: str) -> None:

@@ -26,7 +26,12 @@ from torchopt_zero._problem import (
     check_count,
     check_differentiable,
 )
-from torchopt_zero._random_numbers import Randomness, RandomNumbers, check_randomness
+from torchopt_zero._random_numbers import (
+    GENERATORS,
+    Randomness,
+    RandomNumbers,
+    check_randomness,
+)
 from torchopt_zero._reads import Reads, Replaced
 from torchopt_zero._seed import draw_seed
 from torchopt_zero._surroundings import Surroundings
@@ -101,10 +106,11 @@ class Settings:
         plain = [leaf.detach() for leaf in leaves]
         reads = Reads(plain)
         random = RandomNumbers(leaves)
-        state = random.state()
-        with torch.no_grad(), reads:
-            value = objective(plain).detach()
-        objective.evaluator.draws |= random.drawn_since(state)
+        with GENERATORS:
+            state = random.state()
+            with torch.no_grad(), reads:
+                value = objective(plain).detach()
+            objective.evaluator.draws |= random.drawn_since(state)
         for tensor in optree.tree_leaves(args):
             if isinstance(tensor, Tensor):
                 reads.add(tensor)

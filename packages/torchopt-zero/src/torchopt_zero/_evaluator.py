@@ -9,7 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
-from torchopt_zero._random_numbers import Randomness, RandomNumbers
+from torchopt_zero._random_numbers import GENERATORS, Randomness, RandomNumbers
 from torchopt_zero._seed import counter_seed
 
 # A function of more numbers than this gains nothing from being batched.
@@ -84,12 +84,13 @@ class Evaluator:
     def _loop(self, job: _Job) -> Any:
         if not self.draws:
             random = RandomNumbers(job.leaves)
-            state = random.state()
-            found = job.loop(None)
-            if not random.drawn_since(state):
-                return found
-            random.restore(state)
-            self.draws = True
+            with GENERATORS:
+                state = random.state()
+                found = job.loop(None)
+                if not random.drawn_since(state):
+                    return found
+                random.restore(state)
+                self.draws = True
         with RandomNumbers(job.leaves) as random:
             return job.loop(random)
 

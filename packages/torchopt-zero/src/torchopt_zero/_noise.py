@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +15,6 @@ from torchopt.typing import Samplable, SampleFunc
 from torchopt_zero._leaf_vector import LeafVector, wide
 from torchopt_zero._random_numbers import RandomNumbers
 from torchopt_zero._scratch import Scratch
-
-_global_generators = threading.Lock()
 
 
 class Noise(abc.ABC):
@@ -196,7 +193,7 @@ class Sampled(DenseNoise):
         self.whole = whole
 
     def fill(self, rows: Tensor, vector: LeafVector, seed: int, samples: range) -> None:
-        with _global_generators, RandomNumbers([rows]) as random:
+        with RandomNumbers([rows]) as random:
             random.seed(vector.generator(seed, samples.start).initial_seed())
             if self.whole:
                 self._sample_into(rows, vector.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from typing import Literal
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor
 
 Randomness = Literal["same", "different"]
+
+#: Held by a thread that seeds torch's global generators, or looks whether they have moved on.
+GENERATORS = threading.RLock()
 
 
 def check_randomness(randomness: object) -> None:
@@ -18,7 +22,7 @@ def check_randomness(randomness: object) -> None:
 
 
 class RandomNumbers:
-    """torch's global generators of every device in use, put back on leaving.
+    """torch's global generators of every device in use, put back on leaving; no other thread's.
 
     Args:
         tensors: Their devices are in use, and the CPU, and all CUDA devices once one is.
@@ -31,11 +35,15 @@ class RandomNumbers:
         self.devices = sorted(devices, key=str)
 
     def __enter__(self) -> RandomNumbers:
+        GENERATORS.acquire()
         self._start = self.state()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.restore(self._start)
+        try:
+            self.restore(self._start)
+        finally:
+            GENERATORS.release()
 
     def state(self) -> list[Tensor]:
         """Return the states of the generators."""
